@@ -1,0 +1,1 @@
+"""Text to arrays: tokenizers, documents, token stores, packing and batches. Numpy only."""

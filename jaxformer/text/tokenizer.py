@@ -1,0 +1,108 @@
+"""The tokenizer protocol, and the two ways to get one: train it, or load it from a folder."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from jaxformer.text.sentencepiece import MODEL_FILE, load_sentencepiece, train_sentencepiece
+from jaxformer.text.tokenizer_json import JSON_FILE, load_json, train_byte_bpe, train_wordpiece
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back. A tokenizer knows neither arrays nor templates."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids."""
+        ...
+
+    @property
+    def bos(self) -> int | None:
+        """Id that begins a document."""
+        ...
+
+    @property
+    def eos(self) -> int | None:
+        """Id that ends a document."""
+        ...
+
+    @property
+    def pad(self) -> int | None:
+        """Id that fills a row."""
+        ...
+
+    @property
+    def specials(self) -> Mapping[str, int]:
+        """Ids of special tokens by role: bos, eos, unk, pad, mask, cls, sep, as far as there are."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`; adds no special tokens."""
+        ...
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encodes each text, on all cores."""
+        ...
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of `ids`; special ids are skipped."""
+        ...
+
+    def piece(self, id: int) -> str:
+        """How the vocabulary writes `id`."""
+        ...
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the published layout: `load_tokenizer(folder)` and the reference's AutoTokenizer read it."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Equal for tokenizers that give equal ids."""
+        ...
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """How to train a tokenizer."""
+
+    kind: Literal["sentencepiece", "byte_bpe", "wordpiece"] = "sentencepiece"
+    """sentencepiece: BPE with byte fallback; byte_bpe: as GPT-2; wordpiece: as BERT."""
+    vocab_size: int = 4096
+    """Pieces at most, special ones included."""
+    across_words: bool = True
+    """sentencepiece: a piece may run over spaces and punctuation."""
+    max_piece: int = 16
+    """sentencepiece: characters of the longest piece."""
+    lowercase: bool = True
+    """wordpiece: lower-case the text and strip accents."""
+
+
+def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
+    """Trains a tokenizer; the same texts in the same order give the same bytes.
+
+    Raises ValueError where there is no text, or too few pieces asked for to hold its alphabet.
+    """
+    texts = [text for text in texts if text]
+    if not texts:
+        raise ValueError("a tokenizer learns from text, and there is none: every document is empty")
+    if config.kind == "sentencepiece":
+        return train_sentencepiece(texts, config.vocab_size, config.across_words, config.max_piece)
+    if config.kind == "byte_bpe":
+        return train_byte_bpe(texts, config.vocab_size)
+    if config.kind == "wordpiece":
+        return train_wordpiece(texts, config.vocab_size, config.lowercase)
+    raise ValueError(f"tokenizer kind {config.kind!r}: expected sentencepiece, byte_bpe or wordpiece")
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer:
+    """Opens the tokenizer in `folder`: tokenizer.model before tokenizer.json."""
+    folder = Path(folder)
+    if (folder / MODEL_FILE).is_file():
+        return load_sentencepiece(folder)
+    if (folder / JSON_FILE).is_file():
+        return load_json(folder)
+    there = ", ".join(sorted(p.name for p in folder.iterdir())[:10]) if folder.is_dir() else "no such folder"
+    raise FileNotFoundError(
+        f"{folder}: no tokenizer: looked for {MODEL_FILE} and {JSON_FILE}, found: {there or 'nothing'}"
+    )

@@ -1,0 +1,147 @@
+"""Tokenizers of the `tokenizers` library: byte-level BPE and WordPiece trained here, any tokenizer.json read.
+
+Byte-level BPE: Radford et al. 2019, section 2.2. WordPiece as used by Devlin et al. 2018, section 3.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from jaxformer.text.files import read_json, write_file
+from jaxformer.text.special import read_special, write_special
+
+JSON_FILE = "tokenizer.json"
+BYTE_BPE_TOKENS = {"unk": "<unk>", "bos": "<s>", "eos": "</s>", "pad": "<pad>"}
+WORDPIECE_TOKENS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+ALPHABET = 1000  # characters that a WordPiece vocabulary keeps, the most frequent ones
+
+
+class JsonTokenizer:
+    """A `tokenizers.Tokenizer` behind the Tokenizer protocol; `tokens` names its special tokens by role.
+
+    Where a model has cls and sep alone (BERT), they stand for bos and eos. `split_special` makes the names
+    of special tokens within a text ordinary text; published tokenizers mostly recognise them.
+    """
+
+    def __init__(self, inner: Tokenizer, tokens: Mapping[str, str], split_special: bool = False) -> None:
+        self.inner = inner
+        self.inner.no_padding()
+        self.inner.no_truncation()
+        self.inner.encode_special_tokens = split_special
+        self.vocab_size: int = inner.get_vocab_size()
+        ids = {role: inner.token_to_id(token) for role, token in tokens.items()}
+        self.specials = {role: i for role, i in ids.items() if i is not None}
+        self.bos = self.specials.get("bos", self.specials.get("cls"))
+        self.eos = self.specials.get("eos", self.specials.get("sep"))
+        self.pad = self.specials.get("pad")
+        self._skipped = frozenset(self.specials.values())
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, without special tokens."""
+        return self.encode_batch([text])[0]  # the library's own encode keeps the GIL
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encodes each text, on all cores."""
+        return [e.ids for e in self.inner.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of `ids`; special ids are skipped."""
+        return self.inner.decode([int(i) for i in ids if int(i) not in self._skipped])
+
+    def piece(self, id: int) -> str:
+        """How the vocabulary writes `id`."""
+        piece = self.inner.id_to_token(int(id))
+        if piece is None:
+            raise IndexError(f"id {id} is not in this vocabulary of {self.vocab_size}")
+        return piece
+
+    def fingerprint(self) -> str:
+        """Equal for tokenizers that give equal ids."""
+        digest = hashlib.sha256(self.inner.to_str().encode())
+        digest.update(repr((sorted(self.specials.items()), self.inner.encode_special_tokens)).encode())
+        return digest.hexdigest()
+
+    def save(self, folder: str | Path) -> None:
+        """Writes tokenizer.json and the special tokens."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_file(folder / JSON_FILE, self.inner.to_str(pretty=True).encode())
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": False,
+            "split_special_tokens": self.inner.encode_special_tokens,
+        }
+        write_special(folder, {role: self.piece(i) for role, i in self.specials.items()}, config)
+
+
+def load_json(folder: str | Path) -> JsonTokenizer:
+    """Reads tokenizer.json, and the special tokens from tokenizer_config.json or special_tokens_map.json."""
+    folder = Path(folder)
+    try:
+        inner = Tokenizer.from_file(str(folder / JSON_FILE))
+    except Exception as error:  # the library raises nothing narrower
+        path = folder / JSON_FILE
+        raise ValueError(f"{path}: not a tokenizer of the tokenizers library: {error}") from None
+    split_special = bool(read_json(folder / "tokenizer_config.json").get("split_special_tokens", False))
+    return JsonTokenizer(inner, read_special(folder), split_special)
+
+
+def train_byte_bpe(texts: Iterable[str], vocab_size: int) -> JsonTokenizer:
+    """Trains byte-level BPE: decode(encode(x)) == x for every string.
+
+    Special ids: <unk> 0, <s> 1, </s> 2, <pad> 3.
+    """
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(BYTE_BPE_TOKENS.values()),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    inner.train_from_iterator(texts, trainer)
+    return JsonTokenizer(inner, BYTE_BPE_TOKENS, split_special=True)
+
+
+def train_wordpiece(texts: Iterable[str], vocab_size: int, lowercase: bool = True) -> JsonTokenizer:
+    """Trains WordPiece as BERT has it: words and "##" continuations, text normalized (not lossless).
+
+    Special ids: [PAD] 0, [UNK] 1, [CLS] 2, [SEP] 3, [MASK] 4.
+    """
+    normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    characters: Counter[str] = Counter()
+
+    def counted() -> Iterator[str]:
+        for text in texts:
+            text = normalizer.normalize_str(text)
+            characters.update(text)
+            yield text
+
+    kept = list(counted())
+    common = sorted(characters, key=lambda c: (-characters[c], c))
+    alphabet = [c for c in common if not c.isspace()][:ALPHABET]
+    tokens = list(WORDPIECE_TOKENS.values())
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        # The trainer numbers "##c" in the order of a hash table, another one in each process; given ids
+        # beforehand they are the same in all.
+        special_tokens=[*tokens, *alphabet, *(f"##{c}" for c in alphabet)],
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        show_progress=False,
+    )
+    learner = Tokenizer(models.WordPiece(unk_token=WORDPIECE_TOKENS["unk"]))
+    learner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    learner.train_from_iterator(kept, trainer)
+
+    vocab = learner.get_vocab(with_added_tokens=True)
+    inner = Tokenizer(models.WordPiece(vocab, unk_token=WORDPIECE_TOKENS["unk"]))
+    inner.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in tokens])
+    inner.normalizer = normalizer
+    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    inner.decoder = decoders.WordPiece(cleanup=False)
+    return JsonTokenizer(inner, WORDPIECE_TOKENS, split_special=True)

@@ -1,0 +1,161 @@
+"""Laws of every tokenizer that is trained here."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxformer.text.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
+
+CODE = Path(__file__).read_text()
+TEXTS = [CODE, "def f(x):\n    return x + 1\n" * 50, "Grüße, 你好, 🤖!\r\n\tzwei\u2581Zeichen\0\n" * 20, ""]
+CONFIGS = [
+    TokenizerConfig("sentencepiece", 600),
+    TokenizerConfig("sentencepiece", 600, across_words=False),
+    TokenizerConfig("byte_bpe", 600),
+    TokenizerConfig("wordpiece", 600),
+]
+LOSSLESS = CONFIGS[:3]
+ODD = [
+    "",
+    " ",
+    "\n",
+    "\t\t\n\n\t",
+    "\r\n",
+    "\0",
+    "\u2581",
+    "a\u2581 \u2581b",
+    "\ufeff",
+    "   runs    of  spaces \n    \n\n\n",
+    "<unk><s>hi</s><pad><0x0A> [MASK]",
+    "e\u0301 \u00e9 🤖 👩\u200d👩\u200d👧 \u202e",
+    " " * 1000,
+    "-" * 1001,
+    "ab" * 500,
+]
+STRINGS = st.text() | st.text(alphabet=" \n\t\r\0<>s/:)(_=a1\u2581")
+
+
+def name(config: TokenizerConfig) -> str:
+    return f"{config.kind}-{'across' if config.across_words else 'words'}"
+
+
+@pytest.fixture(scope="module")
+def trained() -> dict:
+    return {config: train_tokenizer(config, TEXTS) for config in CONFIGS}
+
+
+@pytest.mark.parametrize("config", LOSSLESS, ids=name)
+def test_decoding_gives_back_every_string(config, trained):
+    tokenizer = trained[config]
+
+    def check(text):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+    given(STRINGS)(check)()
+    for text in [*TEXTS, *ODD]:
+        check(text)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=name)
+def test_a_batch_is_its_texts_one_by_one(config, trained):
+    texts = [*ODD, *TEXTS]
+    assert trained[config].encode_batch(texts) == [trained[config].encode(text) for text in texts]
+    assert trained[config].encode_batch([]) == []
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=name)
+def test_what_is_saved_loads_as_the_same(config, trained, tmp_path):
+    trained[config].save(tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    assert loaded.fingerprint() == trained[config].fingerprint()
+    assert loaded.specials == trained[config].specials
+    for text in [*ODD, CODE]:
+        assert loaded.encode(text) == trained[config].encode(text)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=name)
+def test_ids_are_within_the_vocabulary_and_special_ids_are_skipped(config, trained):
+    tokenizer = trained[config]
+    ids = tokenizer.encode(CODE)
+    assert min(ids) >= 0
+    assert max(ids) < tokenizer.vocab_size <= config.vocab_size
+    special = [tokenizer.bos, tokenizer.eos, tokenizer.pad]
+    assert None not in special
+    assert not set(special) & set(ids)
+    assert tokenizer.decode([special[0], *ids, *special[1:]]) == tokenizer.decode(ids)
+    assert "".join(map(tokenizer.piece, tokenizer.encode("return"))).replace("##", "") == "return"
+
+
+def test_training_twice_in_two_processes_gives_the_same_bytes(trained):
+    code = (
+        "import sys; from test_tokenizer import *\n"
+        "for config in CONFIGS: print(train_tokenizer(config, TEXTS).fingerprint())"
+    )
+    path = [str(Path(__file__).parent), *sys.path]
+    run = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path[:0] = {path!r}\n{code}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout.split() == [trained[config].fingerprint() for config in CONFIGS]
+
+
+def test_long_texts_are_learnt_from_and_encoded():
+    long = "total_value = other_value + 1\n" * 7_000
+    assert len(long) > 200_000
+    tokenizer = train_tokenizer(TokenizerConfig("sentencepiece", 400), [long])
+    ids = tokenizer.encode(long)
+    assert tokenizer.decode(ids) == long
+    assert len(ids) < len(long) / 4
+    one_line = long.replace("\n", ";")
+    tokenizer = train_tokenizer(TokenizerConfig("sentencepiece", 400), [one_line])
+    assert len(tokenizer.encode(one_line)) < len(one_line) / 4
+
+
+def test_a_folder_without_a_tokenizer_says_what_was_looked_for(tmp_path):
+    (tmp_path / "vocab.txt").touch()
+    with pytest.raises(FileNotFoundError, match=r"tokenizer\.model and tokenizer\.json.*vocab\.txt"):
+        load_tokenizer(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        load_tokenizer(tmp_path / "nowhere")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"tokenizer\.json: not a tokenizer"):
+        load_tokenizer(tmp_path)
+
+
+def test_training_on_nothing_or_with_too_few_pieces_is_an_error():
+    for config in CONFIGS:
+        with pytest.raises(ValueError, match="there is none"):
+            train_tokenizer(config, ["", ""])
+    with pytest.raises(ValueError, match="could not train 100 pieces"):
+        train_tokenizer(TokenizerConfig("sentencepiece", 100), ["abc"])
+    with pytest.raises(ValueError, match="expected sentencepiece"):
+        train_tokenizer(TokenizerConfig("words", 100), ["abc"])  # type: ignore[arg-type]
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("config", CONFIGS, ids=name)
+def test_the_reference_opens_the_saved_folder_with_equal_ids(config, trained, tmp_path):
+    from transformers import AutoTokenizer, LlamaConfig
+
+    tokenizer = trained[config]
+    tokenizer.save(tmp_path)
+    LlamaConfig().save_pretrained(tmp_path)  # a model lies beside it
+    reference = AutoTokenizer.from_pretrained(tmp_path)
+    assert len(reference) == tokenizer.vocab_size
+    for role, i in tokenizer.specials.items():
+        assert getattr(reference, f"{role}_token_id") == i
+
+    def check(text):
+        ids = tokenizer.encode(text)
+        assert reference(text, add_special_tokens=False).input_ids == ids
+        assert reference.decode(ids, skip_special_tokens=True) == tokenizer.decode(ids)
+
+    given(STRINGS)(check)()
+    for text in [*TEXTS, *ODD, Path(subprocess.__file__).read_text()]:
+        check(text)
