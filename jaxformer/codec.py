@@ -48,7 +48,9 @@ def _read(value: Any, hint: Any, at: str, errors: list[str]) -> Any:
         inner = args if origin is tuple and Ellipsis not in args else (args[0],) * len(value)
         if len(inner) != len(value):
             return _complain(errors, at, f"{len(inner)} values", value)
-        items = [_read(item, kind, f"{at}[{i}]", errors) for i, (item, kind) in enumerate(zip(value, inner, strict=True))]
+        items = [
+            _read(item, kind, f"{at}[{i}]", errors) for i, (item, kind) in enumerate(zip(value, inner, strict=True))
+        ]
         return origin(items)
     if origin is dict and isinstance(value, dict):
         return {key: _read(item, args[1], f"{at}.{key}", errors) for key, item in value.items()}
@@ -65,10 +67,12 @@ def _read_union(value: Any, kinds: tuple[Any, ...], at: str, errors: list[str]) 
     if value is None and type(None) in kinds:
         return None
     if isinstance(value, dict) and "type" in value:
-        tagged = {kind.__name__: kind for kind in kinds if dataclasses.is_dataclass(kind)}
+        tagged = {kind.__name__: kind for kind in kinds if isinstance(kind, type) and dataclasses.is_dataclass(kind)}
         if value["type"] not in tagged:
             return _complain(errors, f"{at}.type", f"one of {', '.join(tagged) or 'no type'}", value["type"])
         return _read(value, tagged[value["type"]], at, errors)
+    if len(kinds) == 2 and type(None) in kinds:
+        return _read(value, next(kind for kind in kinds if kind is not type(None)), at, errors)
     for kind in kinds:
         tried: list[str] = []
         result = _read(value, kind, at, tried)

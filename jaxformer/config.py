@@ -167,15 +167,21 @@ def problems(config: ModelConfig) -> list[str]:
         if not stack.pattern:
             found.append(f"{name}.pattern is empty: give at least one block")
         elif stack.layers % len(stack.pattern):
-            found.append(
-                f"{name}.layers is {stack.layers}, no multiple of the pattern's {len(stack.pattern)} blocks"
-            )
+            found.append(f"{name}.layers is {stack.layers}, no multiple of the pattern's {len(stack.pattern)} blocks")
         for i, block in enumerate(stack.pattern):
-            found += _block_problems(block, f"{name}.pattern[{i}]", crosses=name == "decoder" and bool(config.encoder))
+            found += _block_problems(
+                block, f"{name}.pattern[{i}]", crosses=name == "decoder" and bool(config.encoder)
+            )
             if _shape_of(block) != _shape_of(stack.pattern[0]):
                 found.append(f"{name}.pattern[{i}] differs from pattern[0] in a shape: only settings may differ")
-        if isinstance(stack.input.positions, SinusoidConfig) and config.width % 2:
-            found.append(f"width is {config.width}: sinusoid positions need an even width")
+        positions = stack.input.positions
+        if isinstance(positions, SinusoidConfig) and config.width % 2:
+            found.append(f"width is {config.width}: the {name}'s sinusoid positions need an even width")
+        if isinstance(positions, LearnedConfig) and positions.offset < 0:
+            found.append(f"{name}.input.positions.offset is {positions.offset}: it must be at least zero")
+        found += _dropout_problems(stack.input.dropout, f"{name}.input")
+    if config.decoder is not None and not config.decoder.causal:
+        found.append("decoder.causal is False: a stack that sees what comes later is an encoder")
     return found
 
 
@@ -190,14 +196,17 @@ def _block_problems(block: BlockConfig, at: str, crosses: bool) -> list[str]:
         if attention is None or attention.kv_heads <= 0:
             continue
         if attention.heads % attention.kv_heads:
-            found.append(
-                f"{at}.{name}.heads is {attention.heads}, no multiple of kv_heads {attention.kv_heads}"
-            )
+            found.append(f"{at}.{name}.heads is {attention.heads}, no multiple of kv_heads {attention.kv_heads}")
         if attention.rope is not None and attention.head_dim % 2:
             found.append(f"{at}.{name}.head_dim is {attention.head_dim}: rotary positions need an even one")
-    if not 0 <= block.dropout < 1:
-        found.append(f"{at}.dropout is {block.dropout}: give a probability, at least 0 and below 1")
-    return found
+    for name in ("rope", "window"):
+        if block.cross is not None and getattr(block.cross, name) is not None:
+            found.append(f"{at}.cross.{name} is set: cross attention sees all of the encoder, wherever it stands")
+    return found + _dropout_problems(block.dropout, at)
+
+
+def _dropout_problems(rate: float, at: str) -> list[str]:
+    return [] if 0 <= rate < 1 else [f"{at}.dropout is {rate}: give a probability, at least 0 and below 1"]
 
 
 def _shape_of(block: BlockConfig) -> BlockConfig:
@@ -211,7 +220,19 @@ def _shape_of(block: BlockConfig) -> BlockConfig:
     return dataclasses.replace(block, attention=attention, cross=plain(block.cross))
 
 
-_POSITIVE = {"vocab", "width", "layers", "heads", "kv_heads", "head_dim", "length", "eps", "base", "window", "softcap"}
+_POSITIVE = {
+    "vocab",
+    "width",
+    "layers",
+    "heads",
+    "kv_heads",
+    "head_dim",
+    "length",
+    "eps",
+    "base",
+    "window",
+    "softcap",
+}
 
 
 def _not_positive(config: Any, at: str) -> list[str]:

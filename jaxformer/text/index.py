@@ -3,7 +3,7 @@
 import itertools
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -98,7 +98,7 @@ def assemble(store: Store, packing: Packing, rows: Sequence[int], end: int | Non
 
 def prefetch(
     source: Callable[[int], T], start: int = 0, stop: int | None = None, depth: int = 2
-) -> Iterator[T]:
+) -> Generator[T, None, None]:
     """source(start), source(start + 1), ... made by one thread, at most `depth` ahead of their use.
 
     An error of the source is raised where its batch is asked for. Closing the generator ends the thread.

@@ -197,9 +197,7 @@ def shard(part: list[tuple[Example, int]], fields: Mapping[str, int]) -> tuple[S
     return Shard(values, starts), np.array([size for _, size in part], np.int64)
 
 
-def write_store(
-    target: Path, rows: Iterable[tuple[Example, int]], fields: Mapping[str, int], name: str
-) -> None:
+def write_store(target: Path, rows: Iterable[tuple[Example, int]], fields: Mapping[str, int], name: str) -> None:
     """Writes beside `target` and renames, so that a store is there whole or not at all."""
     target.parent.mkdir(parents=True, exist_ok=True)
     remove_left_over(target)

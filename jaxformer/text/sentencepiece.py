@@ -245,9 +245,7 @@ def with_plain_spaces(model: bytes) -> bytes:
     out = []
     for number, value, raw in fields(model):
         if number == 1:
-            parts = (
-                field(1, v.decode().replace(MARK, " ").encode()) if n == 1 else r for n, v, r in fields(value)
-            )
+            parts = (field(1, v.decode().replace(MARK, " ").encode()) if n == 1 else r for n, v, r in fields(value))
             raw = field(1, b"".join(parts))
         elif number == 3:
             kept = (r for n, _, r in fields(value) if n != 5)

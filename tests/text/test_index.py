@@ -58,9 +58,7 @@ def test_segments_positions_and_weights_agree(store):
         steps = np.diff(segments, axis=1)
         begins = steps == 1
         assert np.all((steps == 0) | begins | (segments[:, 1:] == 0))
-        assert np.all(
-            positions[:, 1:] == np.where((steps == 0) & (segments[:, 1:] > 0), positions[:, :-1] + 1, 0)
-        )
+        assert np.all(positions[:, 1:] == np.where((steps == 0) & (segments[:, 1:] > 0), positions[:, :-1] + 1, 0))
         assert np.array_equal(batch["weights"], (steps == 0) & (segments[:, 1:] > 0))
         assert np.all(batch["tokens"][:, 1:][begins] == BOS)
         assert np.all(batch["tokens"][:, :-1][begins] == EOS)
@@ -71,9 +69,7 @@ def test_any_number_of_hosts_reads_the_same_batch(store):
     for n in (0, 5, 31):
         for hosts in (1, 2, 4, 8):
             size = 8 // hosts
-            parts = [
-                Batches(store, 8, 16, seed=1).batch(n, slice(h * size, (h + 1) * size)) for h in range(hosts)
-            ]
+            parts = [Batches(store, 8, 16, seed=1).batch(n, slice(h * size, (h + 1) * size)) for h in range(hosts)]
             assert equal({k: np.concatenate([p[k] for p in parts]) for k in parts[0]}, whole.batch(n))
 
 

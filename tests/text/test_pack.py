@@ -67,9 +67,7 @@ def test_a_stride_counts_each_target_once_and_gives_it_context(lengths, data):
 
 def test_each_epoch_has_its_own_order_and_only_full_rows_but_one():
     packing = Packing(np.full(30, 10), 7, seed=1)
-    epochs = [
-        [packing.pieces(row) for row in range(e * packing.rows, (e + 1) * packing.rows)] for e in (0, 1)
-    ]
+    epochs = [[packing.pieces(row) for row in range(e * packing.rows, (e + 1) * packing.rows)] for e in (0, 1)]
     assert epochs[0] != epochs[1]
     for rows in epochs:
         assert sum(sum(p.stop - p.start for p in row) < 8 for row in rows) <= 1

@@ -1,0 +1,64 @@
+"""Attention with its projections. B batch, T queries, S keys, D width, H heads, K key heads, C head dim."""
+
+import functools
+
+from flax import linen as nn
+from flax import struct
+from jax import Array
+
+from jaxformer.config import AttentionConfig
+from jaxformer.nn.attend import attend
+from jaxformer.nn.axes import constrain
+from jaxformer.nn.cache import LayerCache
+from jaxformer.nn.linear import Linear
+from jaxformer.nn.positions import rotate
+from jaxformer.nn.visibility import Visibility
+
+
+@struct.dataclass
+class View:
+    """What the attentions of a stack look at; the same for each layer but for the window and the rotation."""
+
+    visibility: Visibility
+    memory_BSD: Array | None = None
+    """What cross attention looks at; None for itself, or where the cache holds its keys and values."""
+    rotation: tuple[Array, Array] | None = None
+    kernel: str = struct.field(pytree_node=False, default="auto")
+
+
+class Attention(nn.Module):
+    """Queries from x; keys and values from x, from a memory, or from a cache.
+
+    "Attention Is All You Need" (Vaswani et al., 2017), section 3.2.2.
+    """
+
+    config: AttentionConfig
+    cross: bool = False
+
+    @nn.compact
+    def __call__(
+        self, x_BTD: Array, view: View, cache: LayerCache | None = None, layer: Array | None = None
+    ) -> tuple[Array, LayerCache | None]:
+        """Return ([B, T, D], the cache with the new keys and values)."""
+        c, width = self.config, x_BTD.shape[-1]
+        query, key, value = (
+            functools.partial(Linear((width,), (heads, c.head_dim), name in c.bias, name=name))
+            for name, heads in (("query", c.heads), ("key", c.kv_heads), ("value", c.kv_heads))
+        )
+        q_BTHC = constrain(query(x_BTD), ("batch", "length", "heads", "head_dim"))
+        if view.rotation is not None:
+            q_BTHC = rotate(q_BTHC, view.rotation)
+        source_BSD = view.memory_BSD if self.cross else x_BTD
+        if source_BSD is not None:
+            k_BSKC = constrain(key(source_BSD), ("batch", "length", "kv_heads", "head_dim"))
+            v_BSKC = constrain(value(source_BSD), ("batch", "length", "kv_heads", "head_dim"))
+            if view.rotation is not None:
+                k_BSKC = rotate(k_BSKC, view.rotation)
+            if cache is not None:
+                cache = cache.write(k_BSKC, v_BSKC, 0 if self.cross else view.visibility.start, layer)
+        if cache is not None:
+            k_BSKC, v_BSKC = cache.read(layer)
+        scale = c.head_dim**-0.5 if c.scale is None else c.scale
+        out_BTHC = attend(q_BTHC, k_BSKC, v_BSKC, view.visibility, scale=scale, kernel=view.kernel)
+        out = Linear((c.heads, c.head_dim), (width,), "out" in c.bias, name="out")
+        return out(constrain(out_BTHC, ("batch", "length", "heads", "head_dim"))), cache

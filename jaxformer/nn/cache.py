@@ -1,0 +1,117 @@
+"""What decoding remembers. L layers, B batch, S slots, T new tokens, K key heads, C head dim."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array, lax
+
+from jaxformer.config import StackConfig
+
+
+@struct.dataclass
+class LayerCache:
+    """Keys (after rotation) and values: [L, B, K, S, C] for a whole stack, or [B, K, S, C] for one layer.
+
+    Heads before slots: attention multiplies head by head, and so reads each head's slots as they lie.
+    """
+
+    key: Array
+    value: Array
+
+    def write(self, key_BTKC: Array, value_BTKC: Array, start: Array | int, layer: Array | None) -> "LayerCache":
+        """Put T new tokens into the slots from `start`; `layer` picks the layer of a whole stack."""
+
+        def put(old: Array, new: Array) -> Array:
+            new = new.astype(old.dtype).swapaxes(1, 2)
+            at = (0, 0, start, 0) if layer is None else (layer, 0, 0, start, 0)
+            return lax.dynamic_update_slice(old, new.reshape((1,) * (old.ndim - 4) + new.shape), at)
+
+        return LayerCache(put(self.key, key_BTKC), put(self.value, value_BTKC))
+
+    def read(self, layer: Array | None) -> tuple[Array, Array]:
+        """All slots of one layer: keys and values [B, S, K, C]."""
+        key, value = self.key, self.value
+        if layer is not None:
+            key, value = (lax.dynamic_index_in_dim(leaf, layer, keepdims=False) for leaf in (key, value))
+        return key.swapaxes(1, 2), value.swapaxes(1, 2)
+
+
+@struct.dataclass
+class Cache:
+    """The state of decoding a batch; slots from `end` on are free.
+
+    `layers` and `cross` are stacked, or lists of one LayerCache a layer where the parameters are such lists.
+    """
+
+    layers: LayerCache | list[LayerCache]
+    valid: Array
+    """bool [B, S]: the slot holds a real token."""
+    positions: Array
+    """int32 [B, S]: the token's position in its row."""
+    end: Array
+    """int32 scalar: the next slot to be written, of every row."""
+    cross: LayerCache | list[LayerCache] | None = None
+    """Keys and values of the encoder's output, made once."""
+    cross_valid: Array | None = None
+    """bool [B, S of the encoder]."""
+
+    @property
+    def slots(self) -> int:
+        """S."""
+        return self.valid.shape[1]
+
+    def advance(self, mask_BT: Array, positions_BT: Array) -> "Cache":
+        """The cache with T more tokens entered in the books; their keys are written by the layers."""
+        return self.replace(  # type: ignore[attr-defined]
+            valid=lax.dynamic_update_slice(self.valid, mask_BT, (0, self.end)),
+            positions=lax.dynamic_update_slice(self.positions, positions_BT, (0, self.end)),
+            end=self.end + mask_BT.shape[1],
+        )
+
+    def grown(self, slots: int) -> "Cache":
+        """The same contents with `slots` slots, free ones added at the end."""
+
+        def pad(leaf: Array, axis: int) -> Array:
+            widths = [(0, 0)] * leaf.ndim
+            widths[axis] = (0, slots - self.slots)
+            return jnp.pad(leaf, widths)
+
+        return self.replace(  # type: ignore[attr-defined]
+            layers=jax.tree.map(lambda leaf: pad(leaf, leaf.ndim - 2), self.layers),
+            valid=pad(self.valid, 1),
+            positions=pad(self.positions, 1),
+        )
+
+    def repeated(self, times: int) -> "Cache":
+        """Each row `times` times, its copies side by side."""
+
+        def rows(leaf: Array, axis: int) -> Array:
+            return jnp.repeat(leaf, times, axis, total_repeat_length=leaf.shape[axis] * times)
+
+        layers, cross = jax.tree.map(lambda leaf: rows(leaf, leaf.ndim - 4), (self.layers, self.cross))
+        valid, positions, cross_valid = jax.tree.map(
+            lambda leaf: rows(leaf, 0), (self.valid, self.positions, self.cross_valid)
+        )
+        return Cache(layers, valid, positions, self.end, cross, cross_valid)
+
+
+def empty(config: StackConfig, batch: int, slots: int, dtype: Any, listed: bool = False, cross: int = 0) -> Cache:
+    """A cache of nothing. `listed` gives one LayerCache a layer; `cross` is the encoder's length."""
+    return Cache(
+        layers=_layers(config, batch, slots, dtype, listed),
+        valid=jnp.zeros((batch, slots), bool),
+        positions=jnp.zeros((batch, slots), jnp.int32),
+        end=jnp.zeros((), jnp.int32),
+        cross=_layers(config, batch, cross, dtype, listed) if cross else None,
+        cross_valid=jnp.zeros((batch, cross), bool) if cross else None,
+    )
+
+
+def _layers(config: StackConfig, batch: int, slots: int, dtype: Any, listed: bool) -> LayerCache | list[LayerCache]:
+    attention = config.pattern[0].attention
+    shape = (batch, attention.kv_heads, slots, attention.head_dim)
+    if listed:
+        return [LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.layers)]
+    return LayerCache(jnp.zeros((config.layers, *shape), dtype), jnp.zeros((config.layers, *shape), dtype))
