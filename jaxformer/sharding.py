@@ -1,0 +1,151 @@
+"""Where arrays live: the mesh, and one table of rules from parameter paths to its axes."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxformer import tree
+from jaxformer.nn.model import Model
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = ("data", "fsdp")
+"""The mesh axes that a batch's rows are split over."""
+SMALL = 2**20
+"""Bytes below which a leaf that fits no placement is simply replicated."""
+
+Axis = str | tuple[str, ...] | None
+Placement = tuple[Axis, ...]
+
+BOTH = ("fsdp", "tensor")
+RULES: tree.Rules[tuple[Placement, ...]] = (
+    ("embed/embedding", (("tensor", "fsdp"), (None, BOTH), (None, "fsdp"))),
+    ("{encoder,decoder}/{position,segment,relative}/embedding", ((None, "fsdp"),)),
+    ("**/{query,key,value}/kernel", (("fsdp", "tensor", None), (BOTH, None, None), ("fsdp", None, None))),
+    ("**/out/kernel", (("tensor", None, "fsdp"), (None, None, BOTH), (None, None, "fsdp"))),
+    ("**/{up,gate}/kernel", (("fsdp", "tensor"), (BOTH, None), ("fsdp", None))),
+    ("**/down/kernel", (("tensor", "fsdp"), (None, BOTH), (None, "fsdp"))),
+    ("heads/lm/kernel", (("fsdp", "tensor"), (BOTH, None), ("fsdp", None))),
+    ("**/{bias,scale}", ((),)),
+)
+"""(path pattern, placements in the order they are tried). A placement names a mesh axis for each of a leaf's last
+dimensions; the leading axis of layers is never split."""
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices by use; one size may be -1, which takes all that the others leave."""
+
+    data: int = -1
+    """Copies of the model, each fed other rows."""
+    fsdp: int = 1
+    """Devices over which parameters and optimizer state, and rows too, are split."""
+    tensor: int = 1
+    """Devices over which heads and the feed-forward width are split."""
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh over all devices, or over those given. Raises ValueError where the sizes don't multiply to them."""
+    devices = jax.devices() if devices is None else devices
+    sizes = [config.data, config.fsdp, config.tensor]
+    free = [i for i, size in enumerate(sizes) if size == -1]
+    fixed = math.prod(size for size in sizes if size != -1)
+    if len(free) == 1 and fixed > 0 and len(devices) % fixed == 0:
+        sizes[free[0]] = len(devices) // fixed
+    if math.prod(sizes) != len(devices) or min(sizes) < 1:
+        raise ValueError(
+            f"mesh data {config.data}, fsdp {config.fsdp}, tensor {config.tensor} doesn't fit {len(devices)} devices:"
+            " the sizes must multiply to that number, and at most one may be -1"
+        )
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def specs(mesh: Mesh, shapes: Mapping[str, Any], rules: tree.Rules[tuple[Placement, ...]] = RULES) -> dict[str, P]:
+    """{path: PartitionSpec} by the first placement of the path's rule whose dimensions divide.
+
+    `shapes` is the tree of parameters, or of their ShapeDtypeStructs. Raises a ValueError that names each leaf of
+    1 MB or more which no placement fits.
+    """
+    flat, found, wrong = tree.flatten(shapes), {}, []
+    for path, placements in tree.match(rules, flat, "sharding").items():
+        leaf = flat[path]
+        fitting = next((p for p in placements if _fits(mesh, leaf.shape, p)), None)
+        if fitting is None and leaf.size * leaf.dtype.itemsize >= SMALL:
+            wrong.append(f"{path} {leaf.shape}: tried {', '.join(map(str, placements))}")
+        fitting = fitting or ()
+        found[path] = P(*(None,) * (leaf.ndim - len(fitting)), *fitting)
+    if wrong:
+        raise ValueError(f"no placement divides over the mesh {dict(mesh.shape)}:\n" + "\n".join(wrong))
+    return found
+
+
+def shardings(mesh: Mesh, shapes: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree of NamedShardings of a tree of parameters."""
+    return tree.unflatten({path: NamedSharding(mesh, spec) for path, spec in specs(mesh, shapes).items()})
+
+
+def like_parameters(mesh: Mesh, shapes: Any, params: Mapping[str, Any]) -> Any:
+    """Shardings for any tree that holds trees of the parameters' form, such as a train state.
+
+    A leaf whose path ends with a parameter's path, and which has its shape, goes where the parameter goes; all
+    others (counters) are replicated.
+    """
+    homes = specs(mesh, params)
+    known = {path: leaf.shape for path, leaf in tree.flatten(params).items()}
+
+    def place(keys: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        names = [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", "")))) for key in keys]
+        ends = ("/".join(names[i:]) for i in range(len(names)))
+        path = next((end for end in ends if known.get(end) == leaf.shape), None)
+        return NamedSharding(mesh, P() if path is None else homes[path])
+
+    return jax.tree_util.tree_map_with_path(place, shapes)
+
+
+def init(model: Model, key: Array, dtype: Any = None, mesh: Mesh | None = None) -> dict[str, Any]:
+    """Parameters from scratch, each made on the devices that keep it.
+
+    `dtype` is the stored dtype (None: float32). Equal keys give equal numbers on any mesh.
+    """
+    shapes = abstract_params(model, dtype)
+    if mesh is None:
+        return jax.jit(lambda key: _draw(model, key, dtype))(key)
+    with jax.set_mesh(mesh):
+        return jax.jit(lambda key: _draw(model, key, dtype), out_shardings=shardings(mesh, shapes))(key)
+
+
+def abstract_params(model: Model, dtype: Any = None) -> dict[str, Any]:
+    """The tree of the parameters' shapes and dtypes; nothing is allocated."""
+    return jax.eval_shape(lambda key: _draw(model, key, dtype), jax.random.key(0))
+
+
+def _draw(model: Model, key: Array, dtype: Any) -> dict[str, Any]:
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    both = model.config.encoder is not None and model.config.decoder is not None
+    params = model.init(key, tokens, tokens if both else None)["params"]
+    return params if dtype is None else jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+
+
+def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Array]:
+    """A batch of numpy arrays as global arrays, rows split over the mesh; each device is handed its own rows."""
+    sharding = NamedSharding(mesh, P(BATCH))
+    return {
+        name: jax.make_array_from_callback(rows.shape, sharding, rows.__getitem__) for name, rows in batch.items()
+    }
+
+
+def _fits(mesh: Mesh, shape: tuple[int, ...], placement: Placement) -> bool:
+    sizes = shape[len(shape) - len(placement) :]
+    return all(size % _size(mesh, axis) == 0 for size, axis in zip(sizes, placement, strict=True))
+
+
+def _size(mesh: Mesh, axis: Axis) -> int:
+    names = () if axis is None else (axis,) if isinstance(axis, str) else axis
+    return math.prod(mesh.shape[name] for name in names)

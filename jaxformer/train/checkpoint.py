@@ -1,0 +1,290 @@
+"""Checkpoints of a run: a folder for each step, either complete or not there.
+
+`<folder>/<step>/` holds `params` and `opt` (arrays by path), `data` and `meta` (JSON), written by orbax.
+"""
+
+import logging
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.sharding import SingleDeviceSharding
+
+from jaxformer import tree
+from jaxformer.train.state import TrainState
+
+Json = Mapping[str, Any]
+Best = tuple[str, Literal["min", "max"]]
+DISCARDED = "discarded"
+
+
+class SaveError(OSError):
+    """A checkpoint could not be written; says which, where and why."""
+
+
+@dataclass(frozen=True)
+class Retention:
+    """What stays: the newest `keep` checkpoints, those whose step `every` divides, the best by a metric."""
+
+    keep: int
+    every: int | None
+    best: Best | None
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """One bool for each of orbax's records; this makes it one of orbax's preservation policies."""
+        steps = [record.step for record in checkpoints]
+        kept = {*sorted(steps)[-self.keep :], self.best_of({r.step: r.metrics for r in checkpoints})}
+        return [step in kept or (self.every is not None and step % self.every == 0) for step in steps]
+
+    def best_of(self, metrics: Mapping[int, Mapping[str, float] | None]) -> int | None:
+        """The step with the best finite metric, the first of equals; None where there is none."""
+        if self.best is None:
+            return None
+        name, mode = self.best
+        sign = 1 if mode == "min" else -1
+        values = [(sign * (found or {}).get(name, math.nan), step) for step, found in metrics.items()]
+        return min((pair for pair in values if math.isfinite(pair[0])), default=(0.0, None))[1]
+
+
+class Checkpoints:
+    """The checkpoints of one folder: saved in the background, restored into any sharding. A context manager.
+
+    Keeps the newest `keep`, each whose step `keep_every` divides, and the best by a metric, such as
+    ("loss", "min"). Opening clears what a killed run left half-written. `read_only` changes nothing on disk,
+    for a folder that another process may be writing, and raises FileNotFoundError where there is none.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        keep: int = 3,
+        keep_every: int | None = None,
+        best: Best | None = None,
+        *,
+        read_only: bool = False,
+    ) -> None:
+        if keep < 1 or (keep_every is not None and keep_every < 1):
+            raise ValueError(f"keep is {keep}, keep_every {keep_every}: make them at least 1, or keep_every None")
+        self.folder = Path(folder).resolve()
+        if read_only and not self.folder.is_dir():
+            raise FileNotFoundError(f"{self.folder}: there is no such folder of checkpoints")
+        self._retention = Retention(keep, keep_every, best)
+        self._read_only = read_only
+        self._saving = 0
+        self._failure: SaveError | None = None
+        self._sweeper = ThreadPoolExecutor(max_workers=1)
+        self._silence = _Silence()
+        logging.getLogger("absl").addFilter(self._silence)
+        try:
+            self._manager = ocp.CheckpointManager(self.folder, options=self._options())
+        except OSError as error:
+            logging.getLogger("absl").removeFilter(self._silence)
+            raise SaveError(f"checkpoints cannot be kept in {self.folder}: {error}") from error
+        self._sweep()
+
+    def save(self, state: TrainState, data: Json, meta: Json, metrics: Mapping[str, float] | None = None) -> None:
+        """Begin to write the checkpoint of `state.step`; the state may be donated as soon as this returns.
+
+        Waits for the save before it. `data` and `meta` are JSON; `metrics` are what `best` chooses by. Raises
+        SaveError for a step that is there already, and where this save or the one before it fails.
+        """
+        self.wait()
+        step = int(state.step)
+        if self._read_only:  # which orbax forgets when told to save in any case
+            raise SaveError(f"step {step} cannot be saved in {self.folder}: it was opened as read_only")
+        if step in self._manager.all_steps():
+            raise SaveError(f"step {step} is there already in {self.folder}: resume from the newest step")
+        self._sweep()
+        self._saving = step
+        items: dict[str, Any] = {"data": ocp.args.JsonSave(dict(data)), "meta": ocp.args.JsonSave(dict(meta))}
+        for name, arrays in _items(state).items():
+            flat = _by_path(arrays)
+            if flat:  # orbax refuses an item without arrays, as plain gradient descent has
+                items[name] = ocp.args.StandardSave(tree.unflatten(flat))
+        args = ocp.args.Composite(**items)
+        try:
+            begun = self._manager.save(step, args=args, metrics=dict(metrics or {}), force=True)
+        except Exception as error:
+            raise self._failed(error) from error
+        if not begun:
+            raise self._failed("orbax declined it")
+
+    def check(self) -> None:
+        """Raise the SaveError of a save that failed in the background; does not wait for one that goes on."""
+        if self._failure is not None or not self._manager.is_saving_in_progress():
+            self.wait()
+
+    def wait(self) -> None:
+        """Return when nothing is being written. Raises SaveError where the last save failed, each time."""
+        if self._failure is not None:
+            raise self._failure
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def steps(self) -> list[int]:
+        """The steps of the complete checkpoints, rising."""
+        self.wait()
+        return sorted(self._manager.all_steps())
+
+    def latest(self) -> int | None:
+        """The newest step; None where there is no checkpoint."""
+        return max(self.steps(), default=None)
+
+    def best(self) -> int | None:
+        """The step with the best metric; None where none was measured."""
+        return self._retention.best_of({step: self._manager.metrics(step) for step in self.steps()})
+
+    def restore(
+        self, target: TrainState, step: int | None = None
+    ) -> tuple[TrainState, dict[str, Any], dict[str, Any]]:
+        """(state, data, meta) of a step, the newest unless given, bit for bit as saved.
+
+        `target` is such a state, of arrays or jax.ShapeDtypeStruct; each leaf takes the target's sharding.
+        Raises FileNotFoundError where there is no such checkpoint and, before any array is read, a ValueError
+        that lists each path whose shape or dtype differs from the target's.
+        """
+        step = self._existing(step)
+        targets = _items(target)
+        self._compare(step, targets, ("shape", "dtype"))
+        restored = {name: self._read(step, name, arrays) for name, arrays in targets.items()}
+        number = jax.device_put(np.int32(step), _abstract(target.step).sharding)
+        state = TrainState(step=number, params=restored["params"], opt_state=restored["opt"])
+        return state, self._read_json(step, "data"), self._read_json(step, "meta")
+
+    def restore_params(self, target: Any | None = None, step: int | None = None) -> Any:
+        """The parameters alone, in the target's dtypes and shardings; without one as saved, on one device."""
+        step = self._existing(step)
+        if target is None:
+            target = tree.unflatten(self._found(step, "params"))
+        self._compare(step, {"params": target}, ("shape",))
+        return self._read(step, "params", target)
+
+    def read_meta(self, step: int | None = None) -> dict[str, Any]:
+        """What was saved as `meta`; needs to know nothing of the run."""
+        return self._read_json(self._existing(step), "meta")
+
+    def close(self) -> None:
+        """Wait, and end the threads. Raises SaveError where the last save failed."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+            self._sweep()
+            self._sweeper.shutdown()
+            logging.getLogger("absl").removeFilter(self._silence)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.close()
+        except SaveError:
+            if kind is None:  # else it is on its way already, or what went wrong before it matters more
+                raise
+
+    def _options(self) -> ocp.CheckpointManagerOptions:
+        if self._read_only:
+            return ocp.CheckpointManagerOptions(read_only=True)
+        return ocp.CheckpointManagerOptions(
+            preservation_policy=self._retention,
+            best_fn=lambda metrics: 0.0,  # never asked, but without it orbax writes no metrics
+            cleanup_tmp_directories=True,
+            # Else, where a folder cannot be made, orbax's threads wait minutes for it, and so does the exit.
+            async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
+            # A kill amid orbax's own deletion leaves a step that looks complete; a renaming is atomic.
+            todelete_subdir=DISCARDED,
+        )
+
+    def _sweep(self) -> None:
+        """Begin to delete what orbax set aside: beside the run, for it takes longer than to begin a save."""
+        if not self._read_only and jax.process_index() == 0:
+            for step in (self.folder / DISCARDED).glob("*"):
+                self._sweeper.submit(shutil.rmtree, step, ignore_errors=True)
+
+    def _failed(self, reason: Exception | str) -> SaveError:
+        self._failure = SaveError(f"step {self._saving} cannot be saved in {self.folder}: {reason}")
+        return self._failure
+
+    def _existing(self, step: int | None) -> int:
+        steps = self.steps()
+        if not steps or step not in (None, *steps):
+            wanted = "no checkpoint" if step is None else f"no checkpoint of step {step}"
+            raise FileNotFoundError(f"{wanted} in {self.folder}; there are {steps or 'none'}")
+        return steps[-1] if step is None else step
+
+    def _found(self, step: int, item: str) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and dtypes by path, from the item's metadata; nothing for an item that was empty."""
+        folder = self._manager.directory / str(step) / item
+        if not folder.exists():
+            return {}
+        found = tree.flatten(ocp.PyTreeCheckpointHandler().metadata(folder).tree)
+        return {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in found.items()}
+
+    def _compare(self, step: int, targets: Mapping[str, Any], aspects: Sequence[str]) -> None:
+        """Raise one ValueError with every difference; orbax's own error for one is pages long."""
+        wrong = []
+        for item, target in targets.items():
+            wanted, found = _by_path(target), self._found(step, item)
+            for path in sorted(wanted.keys() | found.keys()):
+                want, have = wanted.get(path), found.get(path)
+                if want is None or have is None or any(getattr(want, a) != getattr(have, a) for a in aspects):
+                    wrong.append(f"{item}/{path}: expected {_kind(want)}, found {_kind(have)}")
+        if wrong:
+            raise ValueError(
+                f"the checkpoint of step {step} in {self.folder} is of another model or optimizer:\n"
+                + "\n".join(f"  - {line}" for line in wrong)
+            )
+
+    def _read(self, step: int, item: str, target: Any) -> Any:
+        wanted = {path: _abstract(leaf) for path, leaf in _by_path(target).items()}
+        if not wanted:
+            return target
+        args = ocp.args.Composite(**{item: ocp.args.StandardRestore(tree.unflatten(wanted))})
+        flat = tree.flatten(self._manager.restore(step, args=args)[item])
+        return jax.tree.unflatten(jax.tree.structure(target), [flat[path] for path in wanted])
+
+    def _read_json(self, step: int, item: str) -> dict[str, Any]:
+        return self._manager.restore(step, args=ocp.args.Composite(**{item: ocp.args.JsonRestore()}))[item]
+
+
+class _Silence(logging.Filter):
+    """Drops the lines that orbax logs through absl: what matters of them reaches the user as an exception."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "orbax" not in Path(record.pathname).parts
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+    return {"params": state.params, "opt": state.opt_state}
+
+
+def _by_path(arrays: Any) -> dict[str, Any]:
+    """{"a/b/c": leaf} of any pytree, in the order of its leaves.
+
+    Named tuples become plain names, and nodes without leaves (optax has many) leave no trace: so the files
+    need no class of any library's version.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(arrays)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    sharding = getattr(leaf, "sharding", None) or SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _kind(leaf: Any | None) -> str:
+    return "nothing" if leaf is None else f"{leaf.dtype}{list(leaf.shape)}"

@@ -1,0 +1,169 @@
+"""What a run writes down about itself: metrics.jsonl, TensorBoard events, and a picture of the curves."""
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+import numpy as np
+from matplotlib.figure import Figure  # unlike pyplot it leaves no global state
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import EngFormatter, ScalarFormatter
+from tensorboardX import SummaryWriter
+
+FILE, PICTURE, EVENTS = "metrics.jsonl", "curves.png", "tensorboard"
+Line = dict[str, Any]
+
+
+class MetricsLog:
+    """The log of a run folder, one line a call, and each line on its way to the disk when the call returns.
+
+    A line is {"step": n, "values": {...}, "time": {...}}. A run that is interrupted and resumed writes the
+    same steps and values, bit for bit, as one that is not; what depends on the clock stands under "time".
+    To resume, `truncate` first. A context manager.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self._first = 0
+        self._file: TextIO | None = None
+        self._events: SummaryWriter | None = None
+
+    def write(self, step: int, values: Mapping[str, float], time: Mapping[str, float]) -> None:
+        """Append one line, and the values to the TensorBoard events; floats are written to the last bit."""
+        line = {"step": step, "values": dict(values), "time": dict(time)}
+        if self._file is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._file = (self.folder / FILE).open("a", buffering=1, encoding="utf-8")
+        self._file.write(json.dumps(line, default=float) + "\n")
+        for name, value in values.items():
+            if math.isfinite(value):
+                self._board().add_scalar(name, float(value), step)
+
+    def truncate(self, step: int) -> None:
+        """Forget what comes after `step`, and a line that a kill left half-written."""
+        self.close()
+        self._first = step + 1
+        path = self.folder / FILE
+        if path.exists():
+            kept = b"".join(raw for raw, line in _parsed(path) if line["step"] <= step)
+            _replace(path, kept)
+
+    def lines(self) -> list[Line]:
+        """All lines, those of earlier processes too."""
+        return read_metrics(self.folder)
+
+    def draw(self) -> Path:
+        """Draw curves.png anew from all lines, and return its path."""
+        path = self.folder / PICTURE
+        draw_curves(self.lines(), path, self.folder.resolve().name)
+        return path
+
+    def close(self) -> None:
+        """Close the files; the next `write` opens them again."""
+        if self._file is not None:
+            self._file.close()
+        if self._events is not None:
+            self._events.close()
+        self._file = self._events = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _board(self) -> SummaryWriter:
+        if self._events is None:
+            # It names files by the second and writes over one of the same name. With the suffix, that can
+            # only be one that began at the same step, which purge_step hides anyway.
+            suffix = f".{self._first}"
+            self._events = SummaryWriter(
+                str(self.folder / EVENTS), purge_step=self._first, flush_secs=10, filename_suffix=suffix
+            )
+        return self._events
+
+
+def read_metrics(folder: str | Path) -> list[Line]:
+    """The lines of a run folder's metrics.jsonl; [] where there is no such file.
+
+    A last line that is half-written is left out; any other that is no metrics is a ValueError that names it.
+    """
+    path = Path(folder) / FILE
+    return [line for _, line in _parsed(path)] if path.exists() else []
+
+
+def _parsed(path: Path) -> Iterator[tuple[bytes, Line]]:
+    for number, raw in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+        if not raw.endswith(b"\n"):
+            return
+        try:
+            line = json.loads(raw)
+            line["step"], line["values"], line["time"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f'{path}, line {number}: expected {{"step", "values", "time"}}, found {raw!r}'
+            ) from error
+        yield raw, line
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file so that a reader, or a kill, meets the old one or the new one whole."""
+    beside = path.with_name(f"{path.name}.tmp")
+    beside.write_bytes(content)
+    os.replace(beside, path)
+
+
+def draw_curves(lines: list[Line], path: Path, title: str) -> None:
+    """Draw loss, learning rate, gradient norm and speed over the steps into a PNG."""
+    figure = Figure(figsize=(10, 6.5), dpi=120, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
+    grid = figure.add_gridspec(2, 3, height_ratios=(2, 1))
+    loss = figure.add_subplot(grid[0, :])
+    _curve(loss, *_series(lines, "values", "loss"), label="training")
+    steps, values = _series(lines, "values", "held_out/loss")
+    loss.plot(steps, values, "o-", color="C1", markersize=4, label="held out")
+    loss.set(title=title, ylabel="loss (nats per token)")
+    if loss.get_legend_handles_labels()[0]:
+        loss.legend(frameon=False)
+    small = [
+        ("values", "learning_rate", "learning rate", ScalarFormatter(useMathText=True)),
+        ("values", "gradient_norm", "gradient norm", ScalarFormatter()),
+        ("time", "tokens_per_second", "tokens per second", EngFormatter(sep="")),
+    ]
+    for column, (where, name, label, formatter) in enumerate(small):
+        axes = figure.add_subplot(grid[1, column])
+        _curve(axes, *_series(lines, where, name), smooth=name != "learning_rate")
+        axes.set(ylabel=label, ylim=(0, None))
+        axes.yaxis.set_major_formatter(formatter)
+        if isinstance(formatter, ScalarFormatter):
+            formatter.set_powerlimits((-2, 4))
+    for axes in figure.axes:
+        axes.set_xlabel("step")
+        axes.margins(x=0.02)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    beside = path.with_name(f"{path.name}.tmp")
+    figure.savefig(beside, format="png")
+    os.replace(beside, path)
+
+
+def _series(lines: list[Line], where: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of one name, where it is finite."""
+    pairs = [(line["step"], line[where].get(name, math.nan)) for line in lines]
+    steps, values = np.array(pairs, np.float64).reshape(-1, 2).T
+    return steps[np.isfinite(values)], values[np.isfinite(values)]
+
+
+def _curve(axes: Any, steps: np.ndarray, values: np.ndarray, label: str | None = None, smooth: bool = True) -> None:
+    """The values, faint, under their mean over a window of a fortieth of them."""
+    if not len(values):
+        return
+    window = np.ones(max(1, len(values) // 40) if smooth else 1)
+    count = np.convolve(np.ones(len(values)), window, "same")
+    axes.plot(steps, values, color="C0", alpha=0.25, linewidth=0.8)
+    axes.plot(steps, np.convolve(values, window, "same") / count, color="C0", label=label)

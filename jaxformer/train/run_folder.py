@@ -1,0 +1,114 @@
+"""The folder of a run: held by one process at a time, and belonging to one experiment."""
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from jaxformer import tree
+
+VERSION = 1
+
+
+class RunFolder:
+    """`folder` with its lock, while the context lasts.
+
+    Raises RuntimeError where another live process holds it; the lock of a process that died counts for nothing.
+    """
+
+    def __init__(self, folder: str | Path, *, fresh: bool = False) -> None:
+        self.path = Path(folder).resolve()
+        self.fresh = fresh
+
+    def __enter__(self) -> Self:
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.path / "lock").open("a+")
+        try:
+            self._take()
+            if self.fresh:
+                self._clear()
+        except BaseException:
+            self._lock.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lock.close()
+
+    def _take(self) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.seek(0)
+            holder = self._lock.read().strip() or "unknown"
+            raise RuntimeError(
+                f"{self.path} is in use by process {holder}: wait for it, stop it, or give this run another --name"
+            ) from None
+        except OSError as error:  # a mounted drive without locks
+            if error.errno not in (errno.ENOTSUP, errno.ENOSYS, errno.EINVAL):
+                raise
+        self._lock.truncate(0)
+        self._lock.write(str(os.getpid()))
+        self._lock.flush()
+
+    def _clear(self) -> None:
+        for entry in self.path.iterdir():
+            if entry.name == "lock":
+                continue
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+
+    def claim(self, experiment: Mapping[str, Any], changeable: Sequence[str]) -> list[str]:
+        """Enter `experiment` (JSON values) as the folder's own; return what it changes of the one that was there.
+
+        Only what a pattern of `changeable` describes may change; anything else raises a ValueError that lists the
+        differences and the ways out.
+        """
+        file = self.path / "experiment.json"
+        entered = {"version": VERSION, "experiment": experiment}
+        changes: list[str] = []
+        if file.exists():
+            before = json.loads(file.read_text())
+            if before.get("version") != VERSION:
+                raise ValueError(f"{file} has version {before.get('version')}, this program writes {VERSION}")
+            old, new = _leaves(before["experiment"]), _leaves(experiment)
+            changed = [path for path in sorted(old | new) if old.get(path) != new.get(path)]
+            lines = {path: f"{path.replace('/', '.')}: {old.get(path)} -> {new.get(path)}" for path in changed}
+            wrong = [p for p in changed if not any(tree.matches(pattern, p) for pattern in changeable)]
+            if wrong:
+                raise ValueError(
+                    f"{self.path} belongs to another experiment:\n"
+                    + "\n".join(f"  - {lines[path]}" for path in wrong)
+                    + "\ngive this one another --name, or start over with --fresh, which deletes that run"
+                )
+            changes = [lines[path] for path in changed]
+        if changes or not file.exists():
+            write_whole(file, json.dumps(entered, indent=1, sort_keys=True))
+        return changes
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a file so that it is never seen half-written."""
+    part = file.with_name(f".{file.name}.part")
+    part.write_text(text)
+    part.replace(file)
+
+
+def _leaves(value: Any) -> dict[str, Any]:
+    """{"a/b/0": leaf} of JSON values."""
+    if isinstance(value, dict) and value:
+        items = value.items()
+    elif isinstance(value, list) and value:
+        items = enumerate(value)  # type: ignore[assignment]
+    else:
+        return {"": value}
+    return {f"{key}/{path}".rstrip("/"): leaf for key, item in items for path, leaf in _leaves(item).items()}

@@ -1,0 +1,84 @@
+"""One training step, whatever the task: gradients, update, and a look at whether they were finite."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from jaxformer.losses import Metrics
+from jaxformer.optimizer import adjust_loss_scale, loss_scale
+from jaxformer.train.state import DROPOUT, TrainState, stream_key
+
+LossFn = Callable[[Any, Any, Any, Array], tuple[Array, Metrics]]
+"""loss_fn(params, frozen, batch, key) -> (loss, metrics): a mean, whose weight is metrics["loss"][1]."""
+Step = Callable[[TrainState, Any, Any], tuple[TrainState, Metrics]]
+
+
+def make_step(
+    loss_fn: LossFn, optimizer: optax.GradientTransformation, *, seed: int = 0, accumulate: int = 1
+) -> Step:
+    """step(state, frozen, batch) -> (state, metrics), to be jitted with the state donated.
+
+    `accumulate` splits the batch's rows into that many microbatches, one after the other; their gradients are
+    weighted, and added in float32, so that they equal the whole batch's. `frozen` is anything that the loss reads
+    and nobody trains.
+
+    Where the loss or a gradient is not finite, parameters and optimizer state stay as they were (the loss scale of
+    float16 alone moves), the step still counts, and the metric "skipped" is 1.
+    """
+
+    def step(state: TrainState, frozen: Any, batch: Any) -> tuple[TrainState, Metrics]:
+        key = stream_key(seed, DROPOUT, state.step)
+        scale = loss_scale(state.opt_state)
+
+        def scaled(params: Any, batch: Any, key: Array) -> tuple[Array, Metrics]:
+            loss, metrics = loss_fn(params, frozen, batch, key)
+            return loss * scale, metrics
+
+        gradients, metrics = _accumulated(scaled, accumulate)(state.params, batch, key)
+        gradients = jax.tree.map(lambda g: (g / scale).astype(g.dtype), gradients)
+        norm = optax.tree.norm(optax.tree.cast(gradients, jnp.float32))
+        finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"][0])
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+        opt_state = adjust_loss_scale(keep(opt_state, state.opt_state), finite)
+        one = jnp.ones((), jnp.float32)
+        metrics = metrics | {"gradient_norm": (norm, one), "skipped": (1.0 - finite, one)}
+        return TrainState(step=state.step + 1, params=keep(params, state.params), opt_state=opt_state), metrics
+
+    return step
+
+
+def _accumulated(loss_fn: Callable[..., tuple[Array, Metrics]], count: int) -> Callable[..., tuple[Any, Metrics]]:
+    """(params, batch, key) -> (gradients of the mean over the whole batch, metrics)."""
+    gradient = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def whole(params: Any, batch: Any, key: Array) -> tuple[Any, Metrics]:
+        (_, metrics), gradients = gradient(params, batch, key)
+        return gradients, metrics
+
+    def parts(params: Any, batch: Any, key: Array) -> tuple[Any, Metrics]:
+        def body(sums: Any, part: tuple[Any, Array]) -> tuple[Any, None]:
+            gradients, metrics = whole(params, part[0], jax.random.fold_in(key, part[1]))
+            weight = metrics["loss"][1]
+            return jax.tree.map(jnp.add, sums, (jax.tree.map(lambda g: g * weight, gradients), metrics)), None
+
+        pieces = jax.tree.map(lambda rows: _strided(rows, count), batch)
+        shapes = jax.eval_shape(whole, params, jax.tree.map(lambda rows: rows[0], pieces), key)
+        start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), shapes)
+        (gradients, metrics), _ = jax.lax.scan(body, start, (pieces, jnp.arange(count)))
+        weight = jnp.maximum(metrics["loss"][1], 1e-9)
+        return jax.tree.map(lambda g, p: (g / weight).astype(p.dtype), gradients, params), metrics
+
+    return whole if count == 1 else parts
+
+
+def _strided(rows: Array, count: int) -> Array:
+    """[B, ...] -> [count, B / count, ...]; each part takes every count-th row, so that no device runs empty."""
+    if rows.shape[0] % count:
+        raise ValueError(f"a batch of {rows.shape[0]} rows cannot be split into {count} equal microbatches")
+    return rows.reshape(rows.shape[0] // count, count, *rows.shape[1:]).swapaxes(0, 1)
