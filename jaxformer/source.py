@@ -1,0 +1,148 @@
+"""Models from where they are kept, and back: published folders, hub ids, and the folders of our own runs."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from jaxformer import codec, families, sharding
+from jaxformer.config import Card, ModelConfig
+from jaxformer.nn.model import Model
+from jaxformer.text.tokenizer import Tokenizer, load_tokenizer
+from jaxformer.train.checkpoint import Checkpoints
+from jaxformer.weights import convert, hub
+
+Loaded = tuple[Model, dict[str, Any], Tokenizer | None]
+
+
+def from_pretrained(
+    source: str | os.PathLike[str],
+    head: str | None = None,
+    dtype: Any = None,
+    mesh: Mesh | None = None,
+    revision: str | None = None,
+) -> Loaded:
+    """(model, params, tokenizer) of a folder in the published layout, a hub id, or the folder of a run.
+
+    Of a run it takes `model/`, else the newest checkpoint. `dtype` is what parameters are stored as (a name
+    or a jax dtype; None: as in the file, and export is then bit-exact). With a mesh each shard is read for
+    itself and put where `sharding.RULES` says. The tokenizer is None where there is none of a known kind.
+
+    Raises FileNotFoundError where there is no such thing, and a ValueError that lists every attribute of
+    config.json and every tensor that does not fit.
+    """
+    if head is not None:
+        raise ValueError(f"head={head!r}: only the published head can be loaded; leave head at None")
+    if dtype is not None:
+        dtype = convert.check_dtype(dtype)
+    folder = hub.resolve(source, revision)
+    if (folder / hub.CONFIG).is_file():
+        return _published(folder, dtype, mesh)
+    if (folder / "model" / hub.CONFIG).is_file():
+        return _published(folder / "model", dtype, mesh)
+    if (folder / "checkpoints").is_dir():
+        return _checkpoint(folder, dtype, mesh)
+    raise FileNotFoundError(
+        f"{folder}: no model: looked for {hub.CONFIG} (the published layout), model/ and checkpoints/ (a run)"
+    )
+
+
+def save_pretrained(
+    folder: str | os.PathLike[str],
+    model: Model,
+    params: Mapping[str, Any],
+    tokenizer: Tokenizer | None = None,
+    max_shard_size: int | str = "5GB",
+) -> None:
+    """Writes the published layout: config.json, generation_config.json, safetensors, the tokenizer's files.
+
+    What was read goes back out as it was. A model from scratch gets the config.json of the first family that
+    expresses it, with the tokenizer's special ids; what its card holds comes on top. The folder appears whole
+    or not at all, in place of a published model that stood there.
+
+    Raises a ValueError where no family expresses the architecture or the card speaks of another one, and
+    FileExistsError where the folder holds anything else: that is never deleted.
+    """
+    config, generation = _attributes(model, params, tokenizer)
+    family = families.family(config["model_type"])
+    if family.config(config) != model.config:
+        raise ValueError(
+            "config.json on this model's card describes another architecture than the model has: "
+            "give Model(config, card=Card()) to publish the one it has"
+        )
+    rows = family.names(model.config)
+    with hub.replacing(Path(folder).expanduser().resolve()) as part:
+        hub.write(part, config, generation, convert.export(rows, params), max_shard_size)
+        if tokenizer is not None:
+            tokenizer.save(part)
+
+
+def _published(folder: Path, dtype: Any, mesh: Mesh | None) -> Loaded:
+    found = hub.read(folder)
+    config = dict(found.config)
+    if dtype is not None:
+        config[_dtype_attribute(config)] = str(dtype)
+    family = families.family(config.get("model_type", ""))
+    model = Model(family.config(config), card=Card(config["model_type"], config, found.generation))
+    params = convert.load(
+        family.names(model.config),
+        _shapes(model, dtype, mesh),
+        found.tensors,
+        prefix=family.PREFIX,
+        ignored=family.IGNORED,
+        dtype=dtype,
+    )
+    return model, params, _tokenizer(folder)
+
+
+def _checkpoint(folder: Path, dtype: Any, mesh: Mesh | None) -> Loaded:
+    with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
+        meta = checkpoints.read_meta()
+        card = codec.from_json(meta["card"], Card) if "card" in meta else Card()
+        model = Model(codec.from_json(meta["model"], ModelConfig), card=card)
+        target = None if dtype is None else _shapes(model, dtype, mesh)
+        params = checkpoints.restore_params(target)
+    if mesh is not None:
+        params = jax.device_put(params, sharding.shardings(mesh, params))
+    return model, params, _tokenizer(folder / "tokenizer")
+
+
+def _shapes(model: Model, dtype: Any, mesh: Mesh | None) -> dict[str, Any]:
+    """Shapes and dtypes of the parameters, and with a mesh where each belongs."""
+    shapes = sharding.abstract_params(model, dtype)
+    if mesh is None:
+        return shapes
+    return jax.tree.map(
+        lambda leaf, home: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=home),
+        shapes,
+        sharding.shardings(mesh, shapes),
+    )
+
+
+def _tokenizer(folder: Path) -> Tokenizer | None:
+    try:
+        return load_tokenizer(folder)
+    except FileNotFoundError:
+        return None
+
+
+def _attributes(
+    model: Model, params: Mapping[str, Any], tokenizer: Tokenizer | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(config.json, generation_config.json): as they were read, or made for a model from scratch."""
+    card = model.card
+    if card.model_type:
+        return card.config, card.generation
+    _, config = families.publish(model.config)
+    config[_dtype_attribute(config)] = str(jax.tree.leaves(params)[0].dtype)
+    ids = {f"{role}_token_id": getattr(tokenizer, role, None) for role in ("bos", "eos", "pad")}
+    known = {name: id for name, id in ids.items() if id is not None}
+    return config | ids | card.config, known | card.generation
+
+
+def _dtype_attribute(config: Mapping[str, Any]) -> str:
+    """How this config.json names the stored dtype; every version of the reference reads the older name."""
+    return "dtype" if "dtype" in config else "torch_dtype"
