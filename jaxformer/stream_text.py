@@ -1,0 +1,59 @@
+"""Text as it is produced: `jaxformer.stream`."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from jax import Array
+
+from jaxformer.generation import Greedy, Strategy, stream_tokens
+from jaxformer.nn.model import Model
+from jaxformer.text.tokenizer import Tokenizer
+
+BROKEN = "\N{REPLACEMENT CHARACTER}"
+"""What a tokenizer writes for bytes that are no whole character, or none yet."""
+
+
+def stream(
+    model: Model,
+    params: Any,
+    tokenizer: Tokenizer,
+    prompt: str | Sequence[int],
+    max_new_tokens: int = 256,
+    strategy: Strategy = Greedy(),
+    eos: int | Sequence[int] | None = None,
+    key: Array | None = None,
+    adapter: Any = None,
+) -> Iterator[str]:
+    """Give what follows the prompt, in pieces of whole characters.
+
+    `prompt`: a text, taken as the tokenizer encodes it, without special tokens (an empty one becomes the
+    start token); or ids. `eos`: None takes the ids of the model's card, else the tokenizer's. All else as
+    `generate`. Prompt and pieces together are `tokenizer.decode` of the prompt's ids and the new ones.
+    """
+    if isinstance(prompt, str):
+        prompt = tokenizer.encode(prompt) or [id for id in (tokenizer.bos,) if id is not None]
+    if eos is None:
+        eos = model.card.special("eos") or tuple(id for id in (tokenizer.eos,) if id is not None)
+    new = stream_tokens(model, params, [prompt], max_new_tokens, strategy=strategy, eos=eos, key=key, adapter=adapter)
+    return whole_characters(tokenizer, list(prompt), (int(ids[0]) for ids in new))
+
+
+def whole_characters(tokenizer: Tokenizer, ids: list[int], new: Iterator[int]) -> Iterator[str]:
+    """Yield the text of the new ids behind `ids`, each piece once no later id can change it.
+
+    Decodes from the last piece given out on, not from the start: that piece keeps the space which a tokenizer
+    drops at the start of a text.
+    """
+    start, shown = 0, len(ids)
+
+    def fresh() -> str:
+        return tokenizer.decode(ids[start:])[len(tokenizer.decode(ids[start:shown])) :]
+
+    for id in new:
+        ids.append(id)
+        text = fresh()
+        if text and not text.endswith(BROKEN):
+            yield text
+            start, shown = shown, len(ids)
+    if text := fresh():
+        yield text
