@@ -1,0 +1,5 @@
+"""`python -m jaxformer`."""
+
+from jaxformer.cli import main
+
+main()

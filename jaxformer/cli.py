@@ -1,0 +1,40 @@
+"""`jaxformer COMMAND ...`: finds the command; what a command needs is loaded with it alone."""
+
+import importlib
+import sys
+
+COMMANDS = {
+    "train": "run an experiment, or go on with it: jaxformer train configs/quickstart.py [--OPTION VALUE ...]",
+    "generate": "continue a prompt: jaxformer generate FOLDER --prompt TEXT",
+    "doctor": "say what is installed, which devices are used, and what is wrong",
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The console script. Exits with 2 for a command it doesn't know, 1 for input that cannot be used."""
+    name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if name in ("-h", "--help"):
+        lines = "\n".join(f"  {command:10}{summary}" for command, summary in COMMANDS.items())
+        print(f"usage: jaxformer COMMAND ...\n\n{lines}\n\njaxformer COMMAND --help tells its options.")
+    elif name not in COMMANDS:
+        sys.exit(_complain(f"unknown command {name!r}: expected one of {', '.join(COMMANDS)}", 2))
+    else:
+        sys.exit(_dispatch(name, rest))
+
+
+def _dispatch(name: str, arguments: list[str]) -> int:
+    """Run a command; what a user can put right is told in its own words, without a traceback."""
+    command = importlib.import_module(f"jaxformer.commands.{name}")
+    try:
+        return command.main(arguments)
+    except KeyboardInterrupt:
+        return _complain("interrupted", 130)
+    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
+        if type(error).__module__.startswith(("jax", "flax", "orbax")):
+            raise  # a fault of ours, or of the machine: the traceback is the message
+        return _complain(str(error), 1)
+
+
+def _complain(text: str, code: int) -> int:
+    print(f"jaxformer: {text}", file=sys.stderr)
+    return code

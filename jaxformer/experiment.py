@@ -1,0 +1,140 @@
+"""An experiment as one value: everything that decides what a run computes, and how it is run."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxformer import codec, optimizer
+from jaxformer.config import LearnedConfig, ModelConfig
+from jaxformer.config import problems as model_problems
+from jaxformer.optimizer import OptimizerConfig
+from jaxformer.sharding import MeshConfig
+from jaxformer.tasks.causal_lm import CausalLM
+from jaxformer.text.corpus import DataConfig
+from jaxformer.text.tokenizer import TokenizerConfig
+
+CHANGEABLE = (
+    *("steps", "evaluate_every", "evaluate_batches", "evaluation_stride", "save_every", "keep", "keep_every"),
+    *("patience", "not_finite", "mesh/**", "prompts", "prompts/**", "prompt_tokens", "compressors"),
+    *("remat", "unroll", "name", "folder", "deterministic"),
+)
+"""Path patterns of what may differ when a run is continued: none decides which numbers a step computes."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A run, from its text to its model. Each field is an option of `jaxformer train`."""
+
+    name: str
+    """Name of the run's folder."""
+    model: ModelConfig
+    """The architecture."""
+    steps: int
+    """Optimizer steps in all."""
+    data: DataConfig = DataConfig()
+    """Which documents to learn from."""
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    """How to train the tokenizer, on the training documents."""
+    task: CausalLM = CausalLM()
+    """What is learned."""
+    rows: int = 16
+    """Rows of a batch, over all devices."""
+    length: int = 512
+    """Tokens of a row."""
+    accumulate: int = 1
+    """Microbatches that a batch is split into, one after the other."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """How parameters move."""
+    mesh: MeshConfig = MeshConfig()
+    """How devices are used."""
+    seed: int = 0
+    """Decides the first parameters, the order of data and dropout."""
+    evaluate_every: int = 250
+    """Steps between evaluations on held-out documents."""
+    evaluate_batches: int = 8
+    """Batches, spread evenly, of an evaluation during the run; the last one sees all."""
+    evaluation_stride: int | None = None
+    """In the last evaluation each row scores this many new tokens, the rest is context; None: all."""
+    patience: int | None = None
+    """Evaluations without a better loss after which the run stops, its best model taken; None: never."""
+    save_every: int = 250
+    """Steps between checkpoints."""
+    keep: int = 2
+    """Newest checkpoints that are kept, beside the best one."""
+    keep_every: int | None = None
+    """Keep each checkpoint whose step this divides, too."""
+    not_finite: Literal["stop", "skip"] = "stop"
+    """What to do when a loss is not finite; that step's update is dropped in any case."""
+    compute: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Dtype of activations."""
+    remat: Literal["none", "dots", "full"] = "none"
+    """What the backward pass computes anew instead of keeping it."""
+    unroll: int = 1
+    """Layers that are compiled as one piece: faster steps, longer compilation."""
+    kernel: str = "auto"
+    """Attention kernel; `jaxformer doctor` lists them."""
+    deterministic: bool = False
+    """Ask a GPU's compiler for operations that give equal bits in each run; slower."""
+    prompts: tuple[str, ...] = ()
+    """Texts to complete when the run is done."""
+    prompt_tokens: int = 64
+    """Tokens of each completion."""
+    compressors: bool = False
+    """Say how many bits per byte zlib and lzma need for the held-out documents."""
+    folder: str = "runs"
+    """Where folders of runs are."""
+
+    @property
+    def path(self) -> Path:
+        """The run's folder."""
+        return Path(self.folder).expanduser() / self.name
+
+    def identity(self, documents: str | None = None) -> dict[str, Any]:
+        """What experiment.json holds; `documents` is the fingerprint of documents that came from memory."""
+        values: dict[str, Any] = codec.to_json(self)
+        return values if documents is None else values | {"data": {"type": "Memory", "fingerprint": documents}}
+
+    def validate(self) -> "Experiment":
+        """Return self, or raise one ValueError that lists every problem and what to change."""
+        found = problems(self)
+        if found:
+            raise ValueError(f"experiment {self.name!r} cannot run:\n" + "\n".join(f"  - {line}" for line in found))
+        return self
+
+
+def problems(experiment: Experiment) -> list[str]:
+    """Every reason why the experiment cannot run, each with the option to change."""
+    e = experiment
+    found = [f"model.{line}" for line in model_problems(e.model)]
+    found += [f"optimizer.{line}" for line in optimizer.problems(e.optimizer, e.steps)]
+    positive = (
+        "steps",
+        "rows",
+        "length",
+        "accumulate",
+        "evaluate_every",
+        "evaluate_batches",
+        "save_every",
+        "keep",
+    )
+    found += [f"{name} is {getattr(e, name)}: it must be above zero" for name in positive if getattr(e, name) < 1]
+    for name in ("patience", "keep_every", "evaluation_stride"):
+        value = getattr(e, name)
+        if value is not None and value < 1:
+            found.append(f"{name} is {value}: make it above zero, or None")
+    if e.accumulate > 0 and e.rows % e.accumulate:
+        found.append(f"rows is {e.rows}: it must be a multiple of accumulate, {e.accumulate}")
+    if e.evaluation_stride is not None and e.evaluation_stride > e.length:
+        found.append(f"evaluation_stride is {e.evaluation_stride}: it can be at most length, {e.length}")
+    if e.tokenizer.vocab_size > e.model.vocab:
+        found.append(f"tokenizer.vocab_size is {e.tokenizer.vocab_size}: model.vocab, {e.model.vocab}, must hold it")
+    if e.model.encoder is not None or e.model.decoder is None or not e.model.decoder.causal:
+        found.append("model: the task predicts the next token: it needs a causal decoder and no encoder")
+    elif isinstance(e.model.decoder.input.positions, LearnedConfig):
+        most = e.model.decoder.input.positions.length
+        if e.length > most:
+            found.append(f"length is {e.length}: the model has learned positions for {most}")
+    if not e.name or os.sep in e.name or e.name.startswith("."):
+        found.append(f"name is {e.name!r}: it must be able to name a folder")
+    return found
