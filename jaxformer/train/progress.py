@@ -94,9 +94,8 @@ class TrainingProgress:
     def result(self, evaluation: Mapping[str, float], marks: Mapping[str, float]) -> None:
         """What the run reached on its held-out documents, beside the compressors where they were asked."""
         for name, value in evaluation.items():
-            if name != "bits_per_byte":
-                self.notice(f"held-out {name}: {value:.4f}")
-        if "bits_per_byte" not in evaluation:
+            self.notice(f"held-out {name.replace('_', ' ')}: {value:.4f}")
+        if not marks or "bits_per_byte" not in evaluation:
             return
         table = Table("held-out text", "bits per byte")
         rows = {**marks, "this model": evaluation["bits_per_byte"]}

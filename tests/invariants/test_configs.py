@@ -1,0 +1,53 @@
+"""Every experiment in configs/ can be built, here and on eight devices, without building it."""
+
+import json
+import runpy
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxformer import codec, optimizer, sharding
+from jaxformer.experiment import Experiment
+from jaxformer.nn.model import Model
+from jaxformer.sharding import MeshConfig, make_mesh
+
+FILES = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
+
+
+@pytest.fixture(scope="module", params=FILES, ids=lambda file: file.stem)
+def experiment(request):
+    return runpy.run_path(str(request.param))["config"]()
+
+
+def test_there_are_configs():
+    assert "quickstart" in {file.stem for file in FILES}
+
+
+def test_it_is_valid_and_named_after_its_file(experiment):
+    assert isinstance(experiment, Experiment)
+    assert experiment.validate() is experiment
+    assert experiment.name in {file.stem for file in FILES}
+
+
+def test_it_is_told_apart_by_its_json(experiment):
+    assert codec.from_json(json.loads(json.dumps(codec.to_json(experiment))), Experiment) == experiment
+
+
+@pytest.mark.parametrize(
+    "mesh", [MeshConfig(), MeshConfig(data=1, fsdp=8), MeshConfig(data=1, fsdp=4, tensor=2)], ids=str
+)
+def test_its_model_and_optimizer_have_a_place_on_eight_devices(experiment, mesh):
+    params = sharding.abstract_params(Model(experiment.model))
+    state = jax.eval_shape(optimizer.make_optimizer(experiment.optimizer, experiment.steps).init, params)
+    homes = sharding.like_parameters(make_mesh(mesh), {"params": params, "opt_state": state}, params)
+    for home, leaf in zip(jax.tree.leaves(homes), jax.tree.leaves((state, params)), strict=True):
+        home.shard_shape(leaf.shape)
+
+
+def test_its_model_runs_on_a_batch_of_its_shape(experiment):
+    model = Model(experiment.model)
+    tokens = jax.ShapeDtypeStruct((experiment.rows, experiment.length), jnp.int32)
+    out = jax.eval_shape(lambda p, t: model.apply({"params": p}, t), sharding.abstract_params(model), tokens)
+    assert out.logits.shape == (*tokens.shape, experiment.model.vocab)
