@@ -15,14 +15,14 @@ from jaxformer.optimizer import OptimizerConfig
 from jaxformer.text.corpus import DataConfig
 from jaxformer.text.tokenizer import TokenizerConfig
 
-VOCAB, WIDTH, LAYERS, HEADS = 4096, 256, 4, 4
+VOCAB, WIDTH, LAYERS, HEADS = 4096, 192, 4, 4
 
 
 def config() -> Experiment:
     """The experiment; `jaxformer train configs/quickstart.py --help` tells what can be changed."""
     norm = NormConfig("rms", 1e-5)
     attention = AttentionConfig(HEADS, HEADS // 2, WIDTH // HEADS, rope=RopeConfig())
-    block = BlockConfig(attention, MlpConfig(3 * WIDTH, "silu", gated=True, bias=False), norm)
+    block = BlockConfig(attention, MlpConfig(512, "silu", gated=True, bias=False), norm)
     return Experiment(
         name="quickstart",
         model=ModelConfig(
@@ -32,13 +32,15 @@ def config() -> Experiment:
             head=HeadConfig(tied=True),
         ),
         data=DataConfig(files=("stdlib",)),
-        tokenizer=TokenizerConfig("sentencepiece", VOCAB),
-        optimizer=OptimizerConfig(peak_lr=3e-3, warmup_steps=50, end_lr_ratio=0.02, weight_decay=0.1),
-        steps=600,
-        rows=16,
+        tokenizer=TokenizerConfig("sentencepiece", VOCAB, across_words=False),
+        optimizer=OptimizerConfig("muon", peak_lr=1.2e-2, warmup_steps=30, end_lr_ratio=0.01),
+        steps=1100,
+        rows=8,
         length=256,
-        evaluate_every=100,
-        save_every=100,
+        evaluate_every=200,
+        save_every=200,
+        evaluation_stride=128,
+        remat="full",
         prompts=(
             "def read_lines(path):",
             "class Stack:\n    def push(self, item):",

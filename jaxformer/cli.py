@@ -1,6 +1,7 @@
 """`jaxformer COMMAND ...`: finds the command; what a command needs is loaded with it alone."""
 
 import importlib
+import os
 import sys
 
 COMMANDS = {
@@ -29,6 +30,9 @@ def _dispatch(name: str, arguments: list[str]) -> int:
         return command.main(arguments)
     except KeyboardInterrupt:
         return _complain("interrupted", 130)
+    except BrokenPipeError:  # whoever read our output has seen enough; what is left of it must not fail at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
         if type(error).__module__.startswith(("jax", "flax", "orbax")):
             raise  # a fault of ours, or of the machine: the traceback is the message

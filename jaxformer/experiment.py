@@ -125,6 +125,11 @@ def problems(experiment: Experiment) -> list[str]:
             found.append(f"{name} is {value}: make it above zero, or None")
     if e.accumulate > 0 and e.rows % e.accumulate:
         found.append(f"rows is {e.rows}: it must be a multiple of accumulate, {e.accumulate}")
+    if e.patience is not None and e.save_every > 0 and e.evaluate_every % e.save_every:
+        found.append(
+            f"evaluate_every is {e.evaluate_every}: with patience, which takes the best model that was evaluated, it"
+            f" must be a multiple of save_every, {e.save_every}"
+        )
     if e.evaluation_stride is not None and e.evaluation_stride > e.length:
         found.append(f"evaluation_stride is {e.evaluation_stride}: it can be at most length, {e.length}")
     if e.tokenizer.vocab_size > e.model.vocab:

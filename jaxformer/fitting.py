@@ -121,7 +121,7 @@ class Fitter:
         )
         self.tell = on_metrics or (lambda step, values: None)
         self.marks: Values = {}
-        self.model = Model(e.model, e.compute, e.remat, e.unroll, e.kernel, _card(e))
+        self.model = Model(e.model, e.compute, e.remat, e.unroll, e.kernel, _card(e, tokenizer))
         self.half = self.model.dtype == np.float16
         self.optimizer = optimizer.make_optimizer(e.optimizer, e.steps, dynamic_scale=self.half)
         self.rates = np.asarray(optimizer.schedule(e.optimizer, e.steps)(jnp.arange(e.steps)))
@@ -187,9 +187,9 @@ class Fitter:
         if values:
             named = {f"held_out/{name}": value for name, value in values.items()}
             self.log.write(step, named, {})
-            self.tell(step, named)
-            self.say.notice(f"step {step}: held-out loss {values['loss']:.3f}")
             self.log.draw()
+            self.say.notice(f"step {step}: held-out loss {values['loss']:.3f}")
+            self.tell(step, named)
         return values
 
     def on_checkpoint(self, state: TrainState, values: Values) -> None:
@@ -221,13 +221,20 @@ class Fitter:
             self.say.notice("evaluating on all held-out documents")
             result = {"step": int(state.step), "evaluation": self._evaluate(state, None, e.evaluation_stride)}
             result |= {"compressors": self.marks}
-            source.save_pretrained(self.folder / "model", self.model, _averaged(state), self.tokenizer)
+            self._publish(state)
             self.log.draw()
             self.say.result(result["evaluation"], self.marks)
             for text in self._completions(state):
                 self.say.completion(*text)
             write_json(file, result)
         return Run(self.folder, self.model, state, self.tokenizer, result["evaluation"], True)
+
+    def _publish(self, state: TrainState) -> None:
+        """Write model/. An architecture that is no family's stays a run that only this library reads."""
+        try:
+            source.save_pretrained(self.folder / "model", self.model, _averaged(state), self.tokenizer)
+        except ValueError as error:
+            self.say.notice(f"model/ is not written, checkpoints/ holds the parameters: {error}")
 
     def _completions(self, state: TrainState) -> Iterator[tuple[str, str]]:
         e, tokenizer = self.experiment, self.tokenizer
@@ -277,11 +284,13 @@ def _averaged(state: TrainState) -> Any:
     return state.params if average is None else average
 
 
-def _card(experiment: Experiment) -> Card:
-    """What no architecture tells a reader of the published model: how long the rows were that it has seen."""
+def _card(experiment: Experiment, tokenizer: Tokenizer | None) -> Card:
+    """What the architecture does not tell a user of the model: special ids, and how long its rows were."""
+    ids = {} if tokenizer is None else {name: getattr(tokenizer, name) for name in ("bos", "eos", "pad")}
+    config = {f"{name}_token_id": id for name, id in ids.items() if id is not None}
     stack = experiment.model.decoder
     learned = stack is not None and isinstance(stack.input.positions, LearnedConfig)
-    return Card(config={} if learned else {"max_position_embeddings": experiment.length})
+    return Card(config=config if learned else config | {"max_position_embeddings": experiment.length})
 
 
 def _check_rows(experiment: Experiment, mesh: Mesh) -> None:

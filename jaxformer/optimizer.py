@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 from jax import Array
 
 from jaxformer import tree
@@ -20,8 +21,10 @@ Schedule = Callable[[Array | int], Array]
 class OptimizerConfig:
     """How parameters move: the rule, its learning rate over the run, and what is kept beside it."""
 
-    kind: Literal["adamw"] = "adamw"
-    """The update rule. adamw: Loshchilov and Hutter, 2019, its decay multiplied by the learning rate."""
+    kind: Literal["adamw", "muon"] = "adamw"
+    """The update rule. adamw: Loshchilov and Hutter, 2019, its decay multiplied by the learning rate. muon: Jordan
+    et al., 2024, for the kernels of blocks, its steps as long as Adam's (Liu et al., 2025, section 2.2); all else is
+    moved by Adam with Nesterov's momentum."""
     peak_lr: float = 1e-3
     """Learning rate at the end of the warm-up."""
     schedule: Literal["cosine", "linear", "constant", "inverse_sqrt", "wsd"] = "cosine"
@@ -123,13 +126,53 @@ def make_optimizer(
 
 
 def _adamw(config: OptimizerConfig, lr: Schedule, decay: tree.Rules[bool]) -> optax.GradientTransformation:
-    def mask(params: dict[str, Any]) -> dict[str, Any]:
-        return tree.unflatten(tree.match(decay, tree.flatten(params), "weight decay"))
-
+    mask = functools.partial(_mask, decay)
     return optax.adamw(lr, config.b1, config.b2, config.eps, weight_decay=config.weight_decay, mask=mask)
 
 
-RULES = {"adamw": _adamw}
+def _mask(decay: tree.Rules[bool], params: dict[str, Any]) -> dict[str, Any]:
+    return tree.unflatten(tree.match(decay, tree.flatten(params), "weight decay"))
+
+
+def _muon(config: OptimizerConfig, lr: Schedule, decay: tree.Rules[bool]) -> optax.GradientTransformation:
+    def matrices(params: dict[str, Any]) -> dict[str, Any]:
+        """Which axes of a leaf, behind that of the layers, are a matrix's rows and columns; None for no matrix."""
+        flat = tree.flatten(params)
+        inputs = tree.match(MATRICES, flat, "muon")
+        return tree.unflatten({path: _matrix(flat[path], inputs[path]) for path in flat})
+
+    directions = optax.contrib.muon(
+        1.0,
+        eps=config.eps,
+        adam_b1=config.b1,
+        adam_b2=config.b2,
+        muon_weight_dimension_numbers=matrices,
+        consistent_rms=0.2,
+    )
+    # Its own decay spares no bias: so it gives directions alone, downhill, and decay and rate come after.
+    decayed = optax.add_decayed_weights(-config.weight_decay, functools.partial(_mask, decay))
+    return optax.chain(directions, decayed, optax.scale_by_schedule(lr))
+
+
+MATRICES: tree.Rules[Literal["first", "all but last"] | None] = (
+    ("{encoder,decoder}/blocks/**/{query,key,value,up,gate}/kernel", "first"),
+    ("{encoder,decoder}/blocks/**/{out,down}/kernel", "all but last"),
+    ("{encoder,decoder}/blocks/**/{bias,scale,a,b}", None),
+    ("{encoder,decoder}/{norm,input_norm}/*", None),
+    ("{embed,encoder/position,decoder/position}/embedding", None),
+    ("heads/**", None),
+)
+"""Which axes are a product's inputs, for the leaves that muon makes orthogonal."""
+
+
+def _matrix(leaf: Any, inputs: str | None) -> optax.contrib.MuonDimensionNumbers | None:
+    if inputs is None:
+        return None
+    border = 2 if inputs == "first" else leaf.ndim - 1
+    return optax.contrib.MuonDimensionNumbers(tuple(range(1, border)), tuple(range(border, leaf.ndim)))
+
+
+RULES = {"adamw": _adamw, "muon": _muon}
 
 
 def in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -231,3 +231,31 @@ def test_every_bad_setting_is_reported_at_once():
         make_optimizer(OptimizerConfig(**bad), STEPS)
     for name in bad:
         assert f"{name} is " in str(caught.value)
+
+
+def test_muon_moves_each_layers_matrix_by_an_orthogonal_step_as_long_as_adams():
+    config = OptimizerConfig(
+        kind="muon", peak_lr=0.01, warmup_steps=0, schedule="constant", weight_decay=0.0, clip_norm=None
+    )
+    path = "decoder/blocks/attention/query/kernel"
+    (moved,), _ = run(config, 1)
+    steps = (moved[path] - drawn(0)[path]).reshape(2, 4, 4)
+    for step in steps:
+        sizes = np.linalg.svd(step, compute_uv=False)
+        assert sizes.max() / sizes.min() < 2.5  # Newton-Schulz stops at singular values near one, between 0.7 and 1.2
+        assert np.sqrt(np.square(step).mean()) == pytest.approx(0.2 * 0.01, rel=0.3)
+
+
+def test_muon_leaves_all_but_the_kernels_of_blocks_to_adam_with_nesterov():
+    config = OptimizerConfig(kind="muon", peak_lr=0.01, warmup_steps=0, schedule="constant", clip_norm=None)
+    by_muon = run(config, 3)[0][-1]
+    mask = {path: path in DECAYED for path in PARAMS}
+    adam = optax.nadamw(0.01, config.b1, config.b2, config.eps, weight_decay=config.weight_decay, mask=mask)
+    by_adam = drawn(0)
+    state = adam.init(by_adam)
+    for t in range(1, 4):
+        changes, state = adam.update(drawn(t, size=0.3 * t), state, by_adam)
+        by_adam = optax.apply_updates(by_adam, changes)
+    for path in PARAMS:
+        same = np.allclose(by_adam[path], by_muon[path], rtol=1e-4, atol=1e-6)
+        assert same == (path != "decoder/blocks/attention/query/kernel"), path

@@ -14,9 +14,12 @@ from jaxformer.nn.model import auto_dtype
 
 def main(arguments: list[str]) -> int:
     """Exit code 0, or 1 where something would go wrong in silence."""
+    if arguments in (["-h"], ["--help"]):
+        print("usage: jaxformer doctor\n\nIt takes no options; it exits with 1 where something is wrong.")  # noqa: T201
+        return 0
     if arguments:
         raise ValueError(f"doctor takes no options, got {' '.join(arguments)}")
-    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    console = Console(file=sys.stdout, highlight=False, markup=False, soft_wrap=True)  # [cuda] is no markup
     console.print("  ".join(f"{name} {version}" for name, version in machine.versions().items()))
     console.print(f"devices: {'; '.join(machine.devices())}")
     free, total = machine.memory()

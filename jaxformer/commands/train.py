@@ -12,6 +12,8 @@ from jaxformer import machine
 from jaxformer.experiment import Experiment
 from jaxformer.fitting import fit
 
+OF_A_CONFIG = "jaxformer train configs/quickstart.py --help tells the options of that one"
+
 
 @dataclass(frozen=True)
 class Options:
@@ -24,8 +26,11 @@ class Options:
 
 def main(arguments: list[str]) -> int:
     """Exit code 0 for a finished run, 130 for one that a signal stopped."""
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(f"usage: jaxformer train CONFIG [OPTIONS]\n\n{OF_A_CONFIG}")  # noqa: T201
+        return 0
     if not arguments or arguments[0].startswith("-"):
-        raise ValueError("which experiment? jaxformer train configs/quickstart.py --help tells its options")
+        raise ValueError(f"which experiment? {OF_A_CONFIG}")
     options = parse(load(Path(arguments[0])), arguments[1:])
     machine.use_compilation_cache()
     for line in machine.warnings():

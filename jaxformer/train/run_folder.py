@@ -59,9 +59,12 @@ class RunFolder:
         self._lock.flush()
 
     def _clear(self) -> None:
-        for entry in self.path.iterdir():
-            if entry.name == "lock":
-                continue
+        entries = [entry for entry in self.path.iterdir() if entry.name != "lock"]
+        if entries and not (self.path / "experiment.json").exists():
+            raise ValueError(
+                f"{self.path} is no run's folder: it has no experiment.json, and nothing of it is deleted"
+            )
+        for entry in sorted(entries, key=lambda entry: entry.name == "experiment.json"):  # last: a kill may come
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
             else:
