@@ -61,7 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--serve", action="store_true")
     parser.add_argument("--remat", choices=["none", "dots", "full"], default="none")
-    parser.add_argument("--unroll", type=int, default=1)
+    parser.add_argument("--unroll", type=int, default=12, help="layers compiled as one piece: 12 is the fastest here")
     parser.add_argument("--pairs", type=int, default=9, help="pairs to keep")
     args = parser.parse_args()
     if args.serve:

@@ -33,7 +33,7 @@ def config() -> Experiment:
         ),
         data=DataConfig(files=("stdlib",)),
         tokenizer=TokenizerConfig("sentencepiece", VOCAB, across_words=False),
-        optimizer=OptimizerConfig("muon", peak_lr=1.2e-2, warmup_steps=30, end_lr_ratio=0.01),
+        optimizer=OptimizerConfig("muon", peak_lr=1.6e-2, warmup_steps=30, end_lr_ratio=0.01),
         steps=1100,
         rows=8,
         length=256,

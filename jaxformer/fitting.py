@@ -112,13 +112,8 @@ class Fitter:
         on_metrics: OnMetrics | None,
     ) -> None:
         e = self.experiment = experiment
-        self.folder, self.tokenizer, self.held_out, self.mesh, self.say = (
-            folder,
-            tokenizer,
-            held_out,
-            mesh,
-            say,
-        )
+        self.folder, self.tokenizer, self.held_out = folder, tokenizer, held_out
+        self.mesh, self.say = mesh, say
         self.tell = on_metrics or (lambda step, values: None)
         self.marks: Values = {}
         self.model = Model(e.model, e.compute, e.remat, e.unroll, e.kernel, _card(e, tokenizer))
@@ -148,21 +143,10 @@ class Fitter:
             rhythm = Rhythm(e.steps, e.evaluate_every, e.save_every, not_finite, e.patience)
             interrupted = False
             if not rhythm.is_over(int(state.step), history):
-                with (
-                    self.say.training(int(state.step)),
-                    _signals() as stop,
-                    self._feed(int(state.step)) as batches,
-                ):
-                    state = run(
-                        self.step,
-                        state,
-                        None,
-                        batches,
-                        rhythm,
-                        self,
-                        history=history,
-                        should_stop=stop.is_set,
-                    )
+                at = int(state.step)
+                with self.say.training(at), _signals() as stop, self._feed(at) as batches:
+                    parts = self.step, state, None, batches, rhythm, self
+                    state = run(*parts, history=history, should_stop=stop.is_set)
                 self.checkpoints.wait()
                 interrupted = stop.is_set() and not rhythm.is_over(int(state.step), history)
             if interrupted:
