@@ -70,7 +70,7 @@ class TokenizerConfig:
     """sentencepiece: BPE with byte fallback; byte_bpe: as GPT-2; wordpiece: as BERT."""
     vocab_size: int = 4096
     """Pieces at most, special ones included."""
-    across_words: bool = True
+    across_words: bool = False
     """sentencepiece: a piece may run over spaces and punctuation."""
     max_piece: int = 16
     """sentencepiece: characters of the longest piece."""

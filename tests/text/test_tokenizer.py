@@ -13,7 +13,7 @@ from jaxformer.text.tokenizer import TokenizerConfig, load_tokenizer, train_toke
 CODE = Path(__file__).read_text()
 TEXTS = [CODE, "def f(x):\n    return x + 1\n" * 50, "Grüße, 你好, 🤖!\r\n\tzwei\u2581Zeichen\0\n" * 20, ""]
 CONFIGS = [
-    TokenizerConfig("sentencepiece", 600),
+    TokenizerConfig("sentencepiece", 600, across_words=True),
     TokenizerConfig("sentencepiece", 600, across_words=False),
     TokenizerConfig("byte_bpe", 600),
     TokenizerConfig("wordpiece", 600),
