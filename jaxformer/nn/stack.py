@@ -14,12 +14,12 @@ from jaxformer.config import LearnedConfig, SinusoidConfig, StackConfig
 from jaxformer.nn.attention import View
 from jaxformer.nn.axes import constrain
 from jaxformer.nn.block import Block, Memory
-from jaxformer.nn.linear import Embed
+from jaxformer.nn.linear import PRODUCT, Embed
 from jaxformer.nn.norm import Norm
 from jaxformer.nn.positions import rotation, sinusoid
 
 Remat = Literal["none", "dots", "full"]
-POLICIES = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
+POLICIES = {"dots": jax.checkpoint_policies.save_only_these_names(PRODUCT), "full": None}
 RESIDUAL_OUTPUTS = ("**/{out,down}/kernel",)
 
 

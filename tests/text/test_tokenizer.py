@@ -108,12 +108,13 @@ def test_training_twice_in_two_processes_gives_the_same_bytes(trained):
 def test_long_texts_are_learnt_from_and_encoded():
     long = "total_value = other_value + 1\n" * 7_000
     assert len(long) > 200_000
-    tokenizer = train_tokenizer(TokenizerConfig("sentencepiece", 400), [long])
+    config = TokenizerConfig("sentencepiece", 400, across_words=True)
+    tokenizer = train_tokenizer(config, [long])
     ids = tokenizer.encode(long)
     assert tokenizer.decode(ids) == long
     assert len(ids) < len(long) / 4
     one_line = long.replace("\n", ";")
-    tokenizer = train_tokenizer(TokenizerConfig("sentencepiece", 400), [one_line])
+    tokenizer = train_tokenizer(config, [one_line])
     assert len(tokenizer.encode(one_line)) < len(one_line) / 4
 
 
