@@ -15,7 +15,7 @@ from jaxformer.nn.model import auto_dtype
 def main(arguments: list[str]) -> int:
     """Exit code 0, or 1 where something would go wrong in silence."""
     if arguments in (["-h"], ["--help"]):
-        print("usage: jaxformer doctor\n\nIt takes no options; it exits with 1 where something is wrong.")  # noqa: T201
+        print("usage: jaxformer doctor\n\nIt takes no options; it exits with 1 where something is wrong.")
         return 0
     if arguments:
         raise ValueError(f"doctor takes no options, got {' '.join(arguments)}")

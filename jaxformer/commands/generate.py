@@ -51,5 +51,5 @@ def main(arguments: list[str]) -> int:
         sys.stdout.flush()
     sys.stdout.write("\n")
     if not greedy and options.seed is None:
-        print(f"seed {seed}", file=sys.stderr)  # noqa: T201
+        print(f"seed {seed}", file=sys.stderr)
     return 0

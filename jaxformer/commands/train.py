@@ -27,14 +27,14 @@ class Options:
 def main(arguments: list[str]) -> int:
     """Exit code 0 for a finished run, 130 for one that a signal stopped."""
     if arguments[:1] in (["-h"], ["--help"]):
-        print(f"usage: jaxformer train CONFIG [OPTIONS]\n\n{OF_A_CONFIG}")  # noqa: T201
+        print(f"usage: jaxformer train CONFIG [OPTIONS]\n\n{OF_A_CONFIG}")
         return 0
     if not arguments or arguments[0].startswith("-"):
         raise ValueError(f"which experiment? {OF_A_CONFIG}")
     options = parse(load(Path(arguments[0])), arguments[1:])
     machine.use_compilation_cache()
     for line in machine.warnings():
-        print(f"warning: {line}", file=sys.stderr)  # noqa: T201
+        print(f"warning: {line}", file=sys.stderr)
     return 0 if fit(options.experiment, fresh=options.fresh).finished else 130
 
 

@@ -19,7 +19,7 @@ def product(x: Array, kernel: Array, inputs: int) -> Array:
 
     Its gradient is written out for the order of the product that gives the kernel's: the inputs come first, as
     they lie. Jax would put the cotangent first, which XLA's CPU compiler then transposes element by element
-    together with all that made it: more than twice the time. The price: no forward-mode derivatives.
+    together with all that made it, at more than the product's own cost. The price: no forward-mode derivatives.
     """
     return checkpoint_name(_product(x, kernel, inputs), PRODUCT)
 
