@@ -2,8 +2,8 @@
 
     jaxformer train configs/quickstart.py
 
-Expect about 1.29 bits per byte on the held-out files, over all their bytes (Python 3.11.7: 37 of 731 files; zlib
-1.91, lzma 1.58, lzma that has read the training files 1.14). It took 8:27, compilation and compressors included.
+Expect about 1.32 bits per byte on the held-out files, over all their bytes (Python 3.11.7: 37 of 731 files; zlib
+1.91, lzma 1.58, lzma that has read the training files 1.14). It took 8:45, compilation and compressors included.
 """
 
 from jaxformer.config import (
@@ -48,9 +48,9 @@ def config() -> Experiment:
         evaluation_stride=128,
         remat="full",
         prompts=(
-            "def read_lines(path):\n",
-            "class Stack:\n    def push(self, item):\n",
-            "import os\n\nfor name in ",
+            "def read_lines(path):",
+            "class Stack:\n    def push(self, item):",
+            "import os\n\nfor name in",
         ),
         compressors=True,
     )

@@ -33,6 +33,6 @@ def config() -> Experiment:
         evaluation_stride=256,
         save_every=125,
         remat="full",
-        prompts=("def read_lines(path):\n", "class Stack:\n    def push(self, item):\n", "import os\n\nfor name in "),
+        prompts=("def read_lines(path):", "class Stack:\n    def push(self, item):", "import os\n\nfor name in"),
         compressors=True,
     )

@@ -20,6 +20,7 @@ MODEL_FILE = "tokenizer.model"
 MARK = "\u2581"  # how SentencePiece writes a space in its pieces, unless told not to
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # ModelProto.SentencePiece.Type
 CHUNK = 2000  # characters of a training sentence
+BORDER = "\ue000"  # of the private use area: where the trainer may not join pieces; it is no part of the text
 
 
 class SentencePieceTokenizer:
@@ -93,13 +94,14 @@ def train_sentencepiece(
 
     No normalization, no dummy prefix, every digit alone, bytes for characters that are not in the vocabulary.
     `across_words` lets a piece run over spaces and punctuation ("):\\n        return"), up to `max_piece`
-    characters. Few texts may give fewer pieces than `vocab_size`.
+    characters. Without it none ends its line ("):\\n" is two pieces), so that a prompt may stop there and reads
+    as the text did in training. Few texts may give fewer pieces than `vocab_size`.
     Special ids: <unk> 0, <s> 1, </s> 2, <pad> 3.
     """
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=chunks(texts),
+            sentence_iterator=chunks(texts) if across_words else with_line_borders(chunks(texts)),
             model_writer=model,
             model_type="bpe",
             vocab_size=vocab_size,
@@ -112,6 +114,7 @@ def train_sentencepiece(
             split_digits=True,
             split_by_whitespace=not across_words,
             split_by_unicode_script=not across_words,
+            pretokenization_delimiter="" if across_words else BORDER,
             max_sentencepiece_length=max_piece,
             max_sentence_length=8 * CHUNK,
             character_coverage=0.9995,
@@ -134,6 +137,11 @@ def chunks(texts: Iterable[str]) -> Iterator[str]:
             stop = text.find("\n", start + CHUNK // 2, start + CHUNK) + 1 or start + CHUNK
             yield text[start:stop]
             start = stop
+
+
+def with_line_borders(texts: Iterable[str]) -> Iterator[str]:
+    """Each text with a BORDER at the end of each of its lines, before the newline."""
+    return (text.replace("\n", f"{BORDER}\n") for text in texts)
 
 
 def json_twin(tokenizer: SentencePieceTokenizer) -> JsonTokenizer | None:

@@ -103,3 +103,12 @@ def test_pieces_cross_words_only_if_asked():
     assert len(across.encode(lines[0])) < len(words.encode(lines[0]))
     assert not any(" " in words.piece(i)[1:].strip(" ") for i in range(words.vocab_size))
     assert any("i in" in across.piece(i) for i in range(across.vocab_size))
+
+
+def test_a_prompt_that_stops_before_its_newline_reads_as_the_text_does():
+    text = "for i in range(10):\n    print(i)\n"
+    words = train_sentencepiece([text * 30], 340, across_words=False)
+    assert not any("\n" in words.piece(i).lstrip("\n") for i in range(words.vocab_size))
+    for stop in (i for i, c in enumerate(text) if c == "\n"):
+        assert words.encode(text[:stop]) + words.encode(text[stop:]) == words.encode(text)
+    assert words.decode(words.encode("a \ue000 b")) == "a \ue000 b"  # the border itself in a text
