@@ -3,8 +3,8 @@
     jaxformer train configs/stdlib_40min.py
 
 Expect about 1.11 bits per byte on the held-out files (Python 3.11.7: 37 of 731 files; zlib 1.91, lzma 1.58): better
-than lzma that has read the training files before, 1.14. It is sized for about 40 minutes on two CPU cores; the run that
-was measured shared them with other work and took 61, or 91 minutes of CPU time.
+than lzma that has read the training files before, 1.14. It is sized for about 40 minutes on two CPU cores; the run
+that was measured shared them with other work and took 61, or 91 minutes of CPU time.
 """
 
 from jaxformer.config import AttentionConfig, BlockConfig, MlpConfig, ModelConfig, NormConfig, RopeConfig, StackConfig
