@@ -42,7 +42,7 @@ def _columns(model: Model, state: decode.State, request: decode.Request, max_new
     given, chunk = 0, 1
     while True:
         filled = int(state.step)
-        columns, ended = np.asarray(state.tokens)[:, given:filled], bool(np.all(state.done))
+        columns, ended = np.asarray(state.tokens)[:, given:filled], bool(np.asarray(state.done).all())
         yield from columns.T.copy()
         if ended or filled == max_new_tokens:
             return
