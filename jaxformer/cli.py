@@ -7,6 +7,8 @@ import sys
 COMMANDS = {
     "train": "run an experiment, or go on with it: jaxformer train configs/quickstart.py [--OPTION VALUE ...]",
     "generate": "continue a prompt: jaxformer generate FOLDER --prompt TEXT",
+    "convert": "write any checkpoint in the published layout: jaxformer convert SOURCE FOLDER",
+    "verify": "look a published model over, layer by layer: jaxformer verify FOLDER",
     "doctor": "say what is installed, which devices are used, and what is wrong",
 }
 

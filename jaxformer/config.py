@@ -4,110 +4,58 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from jaxformer.parts import (
+    Activation,
+    AlibiConfig,
+    AttentionConfig,
+    BlockConfig,
+    DynamicScaling,
+    ExpertsConfig,
+    ExtraHeadConfig,
+    HeadConfig,
+    InputConfig,
+    LearnedConfig,
+    LinearScaling,
+    Llama3Scaling,
+    LongScaling,
+    MlpConfig,
+    NormConfig,
+    RelativeConfig,
+    RopeConfig,
+    Scaling,
+    SinusoidConfig,
+    StackConfig,
+    TransformConfig,
+    YarnScaling,
+)
 
-@dataclass(frozen=True)
-class NormConfig:
-    """Layer normalisation (Ba et al., 2016) or root-mean-square normalisation (Zhang & Sennrich, 2019)."""
-
-    kind: Literal["layer", "rms"] = "layer"
-    eps: float = 1e-5
-
-
-@dataclass(frozen=True)
-class RopeConfig:
-    """Rotary positions (Su et al., 2021, section 3.2.2); the two halves of a head are the rotated pairs."""
-
-    base: float = 10_000.0
-
-
-@dataclass(frozen=True)
-class AttentionConfig:
-    """Scaled dot-product attention (Vaswani et al., 2017, section 3.2), with grouped key heads."""
-
-    heads: int
-    kv_heads: int
-    head_dim: int
-    scale: float | None = None
-    """Factor on the scores; None is head_dim ** -0.5."""
-    bias: tuple[Literal["query", "key", "value", "out"], ...] = ()
-    """The projections that add a bias."""
-    rope: RopeConfig | None = None
-    window: int | None = None
-    """How many positions back a query sees, its own included; None is all of them."""
-
-
-@dataclass(frozen=True)
-class MlpConfig:
-    """Position-wise feed-forward (Vaswani et al., 2017, section 3.3), or its gated form (Shazeer, 2020)."""
-
-    width: int
-    activation: Literal["gelu", "gelu_tanh", "relu", "silu"] = "gelu"
-    gated: bool = False
-    bias: bool = True
-
-
-@dataclass(frozen=True)
-class BlockConfig:
-    """One layer: attention, cross attention where `cross` is given, feed-forward."""
-
-    attention: AttentionConfig
-    mlp: MlpConfig
-    norm: NormConfig = NormConfig()
-    norms: Literal["pre", "post"] = "pre"
-    """Where norms stand: before each sublayer, or after its residual sum."""
-    cross: AttentionConfig | None = None
-    dropout: float = 0.0
-    """Probability of dropping an element of a sublayer's output while training."""
-
-
-@dataclass(frozen=True)
-class LearnedConfig:
-    """A trained vector for each position; the table's row is position + offset."""
-
-    length: int
-    offset: int = 0
-
-
-@dataclass(frozen=True)
-class SinusoidConfig:
-    """Fixed sines and cosines (Vaswani et al., 2017, section 3.5), sines in the first half of the width."""
-
-    base: float = 10_000.0
-
-
-@dataclass(frozen=True)
-class InputConfig:
-    """What is done to the embedded tokens before the first block."""
-
-    positions: LearnedConfig | SinusoidConfig | None = None
-    norm: NormConfig | None = None
-    dropout: float = 0.0
-
-
-@dataclass(frozen=True)
-class StackConfig:
-    """`layers` blocks, walking through `pattern` again and again.
-
-    Blocks of a pattern differ in settings (a window, the base of their rotary positions), never in shapes.
-    """
-
-    pattern: tuple[BlockConfig, ...]
-    layers: int
-    causal: bool
-    input: InputConfig = InputConfig()
-    final_norm: NormConfig | None = None
-
-
-@dataclass(frozen=True)
-class HeadConfig:
-    """From the last hidden vectors to logits over the vocabulary."""
-
-    tied: bool = True
-    """Use the token embedding as the output matrix."""
-    scale: float = 1.0
-    """Factor on the hidden vectors."""
-    softcap: float | None = None
-    """Logits become softcap * tanh(logits / softcap)."""
+__all__ = [
+    "Activation",
+    "AlibiConfig",
+    "AttentionConfig",
+    "BlockConfig",
+    "Card",
+    "DynamicScaling",
+    "ExpertsConfig",
+    "ExtraHeadConfig",
+    "HeadConfig",
+    "InputConfig",
+    "LearnedConfig",
+    "LinearScaling",
+    "Llama3Scaling",
+    "LongScaling",
+    "MlpConfig",
+    "ModelConfig",
+    "NormConfig",
+    "RelativeConfig",
+    "RopeConfig",
+    "Scaling",
+    "SinusoidConfig",
+    "StackConfig",
+    "TransformConfig",
+    "YarnScaling",
+    "problems",
+]
 
 
 @dataclass(frozen=True)
@@ -118,7 +66,13 @@ class ModelConfig:
     width: int
     encoder: StackConfig | None = None
     decoder: StackConfig | None = None
-    head: HeadConfig = HeadConfig()
+    head: HeadConfig | None = HeadConfig()
+    """None where there are no logits over the vocabulary."""
+    embedding_width: int | None = None
+    """Width of the token embedding and all that is added to it; None is the model's."""
+    pooler: Activation | None = None
+    """A dense layer with this activation over the first token's hidden vector (BERT's is tanh)."""
+    extra: tuple[ExtraHeadConfig, ...] = ()
 
     def validate(self) -> "ModelConfig":
         """Return self, or raise one ValueError that lists every problem and what to change."""
@@ -162,27 +116,35 @@ def problems(config: ModelConfig) -> list[str]:
         found.append("encoder and decoder are both None: give at least one stack")
     for name in ("encoder", "decoder"):
         stack: StackConfig | None = getattr(config, name)
-        if stack is None:
-            continue
-        if not stack.pattern:
-            found.append(f"{name}.pattern is empty: give at least one block")
-        elif stack.layers % len(stack.pattern):
-            found.append(f"{name}.layers is {stack.layers}, no multiple of the pattern's {len(stack.pattern)} blocks")
-        for i, block in enumerate(stack.pattern):
-            found += _block_problems(
-                block, f"{name}.pattern[{i}]", crosses=name == "decoder" and bool(config.encoder)
-            )
-            if _shape_of(block) != _shape_of(stack.pattern[0]):
-                found.append(f"{name}.pattern[{i}] differs from pattern[0] in a shape: only settings may differ")
-        positions = stack.input.positions
-        if isinstance(positions, SinusoidConfig) and config.width % 2:
-            found.append(f"width is {config.width}: the {name}'s sinusoid positions need an even width")
-        if isinstance(positions, LearnedConfig) and positions.offset < 0:
-            found.append(f"{name}.input.positions.offset is {positions.offset}: it must be at least zero")
-        found += _dropout_problems(stack.input.dropout, f"{name}.input")
+        if stack is not None:
+            found += _stack_problems(stack, name, config, crosses=name == "decoder" and bool(config.encoder))
     if config.decoder is not None and not config.decoder.causal:
         found.append("decoder.causal is False: a stack that sees what comes later is an encoder")
-    return found
+    return found + _head_problems(config)
+
+
+def _stack_problems(stack: StackConfig, name: str, config: ModelConfig, crosses: bool) -> list[str]:
+    found = [] if stack.pattern else [f"{name}.pattern is empty: give at least one block"]
+    for i, block in enumerate(stack.pattern):
+        found += _block_problems(block, f"{name}.pattern[{i}]", crosses)
+        if _shape_of(block) != _shape_of(stack.pattern[0]):
+            found.append(f"{name}.pattern[{i}] differs from pattern[0] in a shape: only settings may differ")
+    if stack.groups is not None and stack.groups > 0 and (stack.layers % stack.groups or len(stack.pattern) > 1):
+        found.append(
+            f"{name}.groups is {stack.groups}: it must divide the {stack.layers} layers, of one pattern block"
+        )
+    positions, width = stack.input.positions, config.embedding_width or config.width
+    width = config.width if stack.input.projection_first else width
+    if isinstance(positions, SinusoidConfig) and width % 2:
+        found.append(f"width is {width}: the {name}'s sinusoid positions need an even width")
+    for path, value in (("positions.offset", getattr(positions, "offset", 0)), ("segments", stack.input.segments)):
+        if value < 0:
+            found.append(f"{name}.input.{path} is {value}: it must be at least zero")
+    if isinstance(stack.bias, RelativeConfig) and not 4 <= stack.bias.buckets < 2 * stack.bias.distance:
+        found.append(
+            f"{name}.bias.buckets is {stack.bias.buckets}: give at least 4, and less than twice the distance"
+        )
+    return found + _dropout_problems(stack.input.dropout, f"{name}.input")
 
 
 def _block_problems(block: BlockConfig, at: str, crosses: bool) -> list[str]:
@@ -193,16 +155,51 @@ def _block_problems(block: BlockConfig, at: str, crosses: bool) -> list[str]:
         found.append(f"{at}.cross is set, but there is no encoder to look at: set it to None")
     for name in ("attention", "cross"):
         attention: AttentionConfig | None = getattr(block, name)
-        if attention is None or attention.kv_heads <= 0:
-            continue
-        if attention.heads % attention.kv_heads:
-            found.append(f"{at}.{name}.heads is {attention.heads}, no multiple of kv_heads {attention.kv_heads}")
-        if attention.rope is not None and attention.head_dim % 2:
-            found.append(f"{at}.{name}.head_dim is {attention.head_dim}: rotary positions need an even one")
+        if attention is not None and attention.kv_heads > 0:
+            found += _attention_problems(attention, f"{at}.{name}")
     for name in ("rope", "window"):
         if block.cross is not None and getattr(block.cross, name) is not None:
             found.append(f"{at}.cross.{name} is set: cross attention sees all of the encoder, wherever it stands")
+    if block.parallel and (block.cross is not None or block.norms != "pre"):
+        found.append(f"{at}.parallel is set: it goes with pre norms and without cross attention")
+    if isinstance(block.mlp, ExpertsConfig) and block.mlp.top_k > block.mlp.experts:
+        found.append(f"{at}.mlp.top_k is {block.mlp.top_k}, more than its {block.mlp.experts} experts")
     return found + _dropout_problems(block.dropout, at)
+
+
+def _attention_problems(attention: AttentionConfig, at: str) -> list[str]:
+    found, rope = [], attention.rope
+    if attention.heads % attention.kv_heads:
+        found.append(f"{at}.heads is {attention.heads}, no multiple of kv_heads {attention.kv_heads}")
+    if rope is None:
+        return found
+    dim = attention.head_dim if rope.dim is None else rope.dim
+    if dim % 2 or dim > attention.head_dim:
+        where = f"{at}.head_dim" if rope.dim is None else f"{at}.rope.dim"
+        found.append(f"{where} is {dim}: rotary positions need an even one, at most head_dim")
+    if isinstance(rope.scaling, Llama3Scaling) and not 0 < rope.scaling.low < rope.scaling.high:
+        found.append(f"{at}.rope.scaling: low is {rope.scaling.low}, high {rope.scaling.high}: give 0 < low < high")
+    if isinstance(rope.scaling, YarnScaling) and not 0 < rope.scaling.beta_slow <= rope.scaling.beta_fast:
+        found.append(f"{at}.rope.scaling: give 0 < beta_slow <= beta_fast")
+    if isinstance(rope.scaling, LongScaling) and min(*rope.scaling.short, *rope.scaling.long) <= 0:
+        found.append(f"{at}.rope.scaling: short and long divide: they must be above zero")
+    if isinstance(rope.scaling, LongScaling) and {2 * len(rope.scaling.short), 2 * len(rope.scaling.long)} != {dim}:
+        found.append(f"{at}.rope.scaling: short and long need {dim // 2} divisors each, one for each pair")
+    return found
+
+
+def _head_problems(config: ModelConfig) -> list[str]:
+    found, head, width = [], config.head, config.embedding_width
+    if head is not None and head.tied and head.transform is None and width not in (None, config.width):
+        found.append(
+            f"head.transform is None: a tied head must come from width {config.width} to the embedding's {width}"
+        )
+    names = [extra.name for extra in config.extra]
+    if len(names) != len({*names, "lm", "pooler"}) - 2:
+        found.append(f"extra heads are called {', '.join(names)}: give each a name of its own, not lm or pooler")
+    if config.pooler is None and any(extra.reads == "pooled" for extra in config.extra):
+        found.append("pooler is None, but an extra head reads it: give it an activation")
+    return found
 
 
 def _dropout_problems(rate: float, at: str) -> list[str]:
@@ -213,26 +210,18 @@ def _shape_of(block: BlockConfig) -> BlockConfig:
     """The block with every setting that changes no parameter's shape taken out."""
 
     def plain(attention: AttentionConfig | None) -> AttentionConfig | None:
-        return attention and dataclasses.replace(attention, scale=None, rope=None, window=None)
+        return attention and dataclasses.replace(attention, scale=None, rope=None, window=None, softcap=None)
 
     attention = plain(block.attention)
     assert attention is not None
     return dataclasses.replace(block, attention=attention, cross=plain(block.cross))
 
 
-_POSITIVE = {
-    "vocab",
-    "width",
-    "layers",
-    "heads",
-    "kv_heads",
-    "head_dim",
-    "length",
-    "eps",
-    "base",
-    "window",
-    "softcap",
-}
+_SIZES = """
+    vocab width layers heads kv_heads head_dim length eps base dim window softcap groups experts top_k outputs
+    embedding_width factor buckets distance
+"""
+_POSITIVE = frozenset(_SIZES.split())
 
 
 def _not_positive(config: Any, at: str) -> list[str]:

@@ -154,12 +154,17 @@ def _muon(config: OptimizerConfig, lr: Schedule, decay: tree.Rules[bool]) -> opt
     return optax.chain(directions, decayed, optax.scale_by_schedule(lr))
 
 
-MATRICES: tree.Rules[Literal["first", "all but last"] | None] = (
-    ("{encoder,decoder}/blocks/**/{query,key,value,up,gate}/kernel", "first"),
-    ("{encoder,decoder}/blocks/**/{out,down}/kernel", "all but last"),
+MATRICES: tree.Rules[Literal["first", "all but last", "second last"] | None] = (
+    ("{encoder,decoder}/blocks/**/{query,key,value}/kernel", "first"),
+    ("{encoder,decoder}/blocks/mlp/{up,gate}/kernel", "first"),
+    ("{encoder,decoder}/blocks/**/out/kernel", "all but last"),
+    ("{encoder,decoder}/blocks/mlp/down/kernel", "all but last"),
+    ("{encoder,decoder}/blocks/mlp/experts/*/kernel", "second last"),
+    ("{encoder,decoder}/blocks/mlp/router/kernel", None),
     ("{encoder,decoder}/blocks/**/{bias,scale,a,b}", None),
-    ("{encoder,decoder}/{norm,input_norm}/*", None),
-    ("{embed,encoder/position,decoder/position}/embedding", None),
+    ("{encoder,decoder}/{norm,input_norm,input_projection}/*", None),
+    ("embed/embedding", None),
+    ("{encoder,decoder}/{position,segment,relative}/embedding", None),
     ("heads/**", None),
 )
 """Which axes are a product's inputs, for the leaves that muon makes orthogonal."""
@@ -168,8 +173,9 @@ MATRICES: tree.Rules[Literal["first", "all but last"] | None] = (
 def _matrix(leaf: Any, inputs: str | None) -> optax.contrib.MuonDimensionNumbers | None:
     if inputs is None:
         return None
+    first = leaf.ndim - 2 if inputs == "second last" else 1
     border = 2 if inputs == "first" else leaf.ndim - 1
-    return optax.contrib.MuonDimensionNumbers(tuple(range(1, border)), tuple(range(border, leaf.ndim)))
+    return optax.contrib.MuonDimensionNumbers(tuple(range(first, border)), tuple(range(border, leaf.ndim)))
 
 
 RULES = {"adamw": _adamw, "muon": _muon}

@@ -15,8 +15,8 @@ from jax.sharding import PartitionSpec as P
 from jaxformer import tree
 from jaxformer.nn.model import Model
 
-AXES = ("data", "fsdp", "tensor")
-BATCH = ("data", "fsdp")
+AXES = ("data", "fsdp", "tensor", "expert")
+BATCH = ("data", "fsdp", "expert")
 """The mesh axes that a batch's rows are split over."""
 SMALL = 2**20
 """Bytes below which a leaf that fits no placement is simply replicated."""
@@ -28,11 +28,19 @@ BOTH = ("fsdp", "tensor")
 RULES: tree.Rules[tuple[Placement, ...]] = (
     ("embed/embedding", (("tensor", "fsdp"), (None, BOTH), (None, "fsdp"))),
     ("{encoder,decoder}/{position,segment,relative}/embedding", ((None, "fsdp"),)),
+    ("{encoder,decoder}/input_projection/kernel", ((None, BOTH), (None, "fsdp"))),
     ("**/{query,key,value}/kernel", (("fsdp", "tensor", None), (BOTH, None, None), ("fsdp", None, None))),
     ("**/out/kernel", (("tensor", None, "fsdp"), (None, None, BOTH), (None, None, "fsdp"))),
-    ("**/{up,gate}/kernel", (("fsdp", "tensor"), (BOTH, None), ("fsdp", None))),
-    ("**/down/kernel", (("tensor", "fsdp"), (None, BOTH), (None, "fsdp"))),
+    ("**/mlp/{up,gate}/kernel", (("fsdp", "tensor"), (BOTH, None), ("fsdp", None))),
+    ("**/mlp/down/kernel", (("tensor", "fsdp"), (None, BOTH), (None, "fsdp"))),
+    ("**/router/kernel", (("fsdp", None),)),
+    ("**/experts/{up,gate}/kernel", (("expert", "fsdp", "tensor"), ("expert", "fsdp", None))),
+    ("**/experts/down/kernel", (("expert", "tensor", "fsdp"), ("expert", None, "fsdp"))),
     ("heads/lm/kernel", (("fsdp", "tensor"), (BOTH, None), ("fsdp", None))),
+    ("heads/lm/transform/kernel", (("fsdp", "tensor"), (BOTH, None), ("fsdp", None))),
+    ("heads/pooler/kernel", (("fsdp", "tensor"), (BOTH, None), ("fsdp", None))),
+    ("heads/*/dense/kernel", (("fsdp", "tensor"), (BOTH, None), ("fsdp", None))),
+    ("heads/*/output/kernel", (("fsdp", None),)),
     ("**/{bias,scale}", ((),)),
 )
 """(path pattern, placements in the order they are tried). A placement names a mesh axis for each of a leaf's last
@@ -49,20 +57,22 @@ class MeshConfig:
     """Devices over which parameters and optimizer state, and rows too, are split."""
     tensor: int = 1
     """Devices over which heads and the feed-forward width are split."""
+    expert: int = 1
+    """Devices over which the experts of a mixture, and rows too, are split."""
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh over all devices, or over those given. Raises ValueError where the sizes don't multiply to them."""
     devices = jax.devices() if devices is None else devices
-    sizes = [config.data, config.fsdp, config.tensor]
+    sizes = [config.data, config.fsdp, config.tensor, config.expert]
     free = [i for i, size in enumerate(sizes) if size == -1]
     fixed = math.prod(size for size in sizes if size != -1)
     if len(free) == 1 and fixed > 0 and len(devices) % fixed == 0:
         sizes[free[0]] = len(devices) // fixed
     if math.prod(sizes) != len(devices) or min(sizes) < 1:
         raise ValueError(
-            f"mesh data {config.data}, fsdp {config.fsdp}, tensor {config.tensor} doesn't fit {len(devices)} devices:"
-            " the sizes must multiply to that number, and at most one may be -1"
+            f"mesh data {config.data}, fsdp {config.fsdp}, tensor {config.tensor}, expert {config.expert} doesn't "
+            f"fit {len(devices)} devices: the sizes must multiply to that number, and at most one may be -1"
         )
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
@@ -109,16 +119,23 @@ def like_parameters(mesh: Mesh, shapes: Any, params: Mapping[str, Any]) -> Any:
     return jax.tree_util.tree_map_with_path(place, shapes)
 
 
-def init(model: Model, key: Array, dtype: Any = None, mesh: Mesh | None = None) -> dict[str, Any]:
+def init(
+    model: Model, key: Array, dtype: Any = None, mesh: Mesh | None = None, only: Sequence[str] | None = None
+) -> dict[str, Any]:
     """Parameters from scratch, each made on the devices that keep it.
 
-    `dtype` is the stored dtype (None: float32). Equal keys give equal numbers on any mesh.
+    `dtype` is the stored dtype (None: float32). `only`: the paths to make, of all. Equal keys give equal numbers
+    on any mesh.
     """
-    shapes = abstract_params(model, dtype)
+
+    def draw(key: Array) -> dict[str, Any]:
+        drawn = _draw(model, key, dtype)
+        return drawn if only is None else tree.split(drawn, only)[0]
+
     if mesh is None:
-        return jax.jit(lambda key: _draw(model, key, dtype))(key)
+        return jax.jit(draw)(key)
     with jax.set_mesh(mesh):
-        return jax.jit(lambda key: _draw(model, key, dtype), out_shardings=shardings(mesh, shapes))(key)
+        return jax.jit(draw, out_shardings=shardings(mesh, jax.eval_shape(draw, key)))(key)
 
 
 def abstract_params(model: Model, dtype: Any = None) -> dict[str, Any]:

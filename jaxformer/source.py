@@ -1,5 +1,6 @@
 """Models from where they are kept, and back: published folders, hub ids, and the folders of our own runs."""
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,13 +9,16 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from jaxformer import codec, families, sharding
+from jaxformer import codec, families, sharding, tree
 from jaxformer.config import Card, ModelConfig
+from jaxformer.families import gguf_rows, gguf_tokenizers, heads
 from jaxformer.nn.model import Model
+from jaxformer.text.gguf_tokenizer import gguf_tokenizer
 from jaxformer.text.tokenizer import Tokenizer, load_tokenizer
 from jaxformer.train.checkpoint import Checkpoints
-from jaxformer.weights import convert, hub
+from jaxformer.weights import convert, gguf, hub
 
+logger = logging.getLogger(__name__)
 Loaded = tuple[Model, dict[str, Any], Tokenizer | None]
 
 
@@ -25,25 +29,30 @@ def from_pretrained(
     mesh: Mesh | None = None,
     revision: str | None = None,
 ) -> Loaded:
-    """(model, params, tokenizer) of a folder in the published layout, a hub id, or the folder of a run.
+    """(model, params, tokenizer) of a folder in the published layout, a hub id, a .gguf file, or a run's folder.
 
-    Of a run it takes `model/`, else the newest checkpoint. `dtype` is what parameters are stored as (a name
-    or a jax dtype; None: as in the file, and export is then bit-exact). With a mesh each shard is read for
-    itself and put where `sharding.RULES` says. The tokenizer is None where there is none of a known kind.
+    Of a run it takes `model/`, else the newest checkpoint. `head` asks for another head than the published one,
+    as far as the family has it: "lm", "embed" (none), "classify:58" and "tag:9" with a number of labels, "answer";
+    which parameters of heads were drawn anew and which tensors dropped is logged. `dtype` is what parameters are
+    stored as (a name or a jax dtype; None: as in the file, and export is then bit-exact; float32 of a .gguf).
+    With a mesh each shard is read for itself and put where `sharding.RULES` says. The tokenizer is None where
+    there is none of a known kind.
 
     Raises FileNotFoundError where there is no such thing, and a ValueError that lists every attribute of
     config.json and every tensor that does not fit.
     """
-    if head is not None:
-        raise ValueError(f"head={head!r}: only the published head can be loaded; leave head at None")
     if dtype is not None:
         dtype = convert.check_dtype(dtype)
+    if Path(source).suffix == gguf.SUFFIX and not Path(source).expanduser().is_dir():
+        return _gguf(Path(source).expanduser(), head, dtype, mesh)
     folder = hub.resolve(source, revision)
     if (folder / hub.CONFIG).is_file():
-        return _published(folder, dtype, mesh)
+        return _published(folder, head, dtype, mesh)
     if (folder / "model" / hub.CONFIG).is_file():
-        return _published(folder / "model", dtype, mesh)
+        return _published(folder / "model", head, dtype, mesh)
     if (folder / "checkpoints").is_dir():
+        if head is not None:
+            raise ValueError(f"head={head!r}: {folder} is a run that has not ended; its model has the head it trains")
         return _checkpoint(folder, dtype, mesh)
     raise FileNotFoundError(
         f"{folder}: no model: looked for {hub.CONFIG} (the published layout), model/ and checkpoints/ (a run)"
@@ -73,29 +82,66 @@ def save_pretrained(
             "config.json on this model's card describes another architecture than the model has: "
             "give Model(config, card=Card()) to publish the one it has"
         )
-    rows = family.names(model.config)
+    tensors = families.as_published(config, convert.export(family.names(model.config), params))
     with hub.replacing(Path(folder).expanduser().resolve()) as part:
-        hub.write(part, config, generation, convert.export(rows, params), max_shard_size)
+        hub.write(part, config, generation, tensors, max_shard_size)
         if tokenizer is not None:
             tokenizer.save(part)
 
 
-def _published(folder: Path, dtype: Any, mesh: Mesh | None) -> Loaded:
+def _published(folder: Path, head: str | None, dtype: Any, mesh: Mesh | None) -> Loaded:
     found = hub.read(folder)
-    config = dict(found.config)
-    if dtype is not None:
-        config[_dtype_attribute(config)] = str(dtype)
-    family = families.family(config.get("model_type", ""))
+    family = families.family(found.config.get("model_type", ""))
+    config = _asked(found.config, family, head, dtype)
+    config = families.of_tensors(config, found.tensors)
     model = Model(family.config(config), card=Card(config["model_type"], config, found.generation))
-    params = convert.load(
+    params = _filled(
+        model,
         family.names(model.config),
-        _shapes(model, dtype, mesh),
         found.tensors,
+        (folder, head, dtype, mesh),
         prefix=family.PREFIX,
         ignored=family.IGNORED,
-        dtype=dtype,
+        heads=families.head_tensors(config),
     )
-    return model, params, _tokenizer(folder)
+    return model, params, _tokenizer(folder, family)
+
+
+def _gguf(path: Path, head: str | None, dtype: Any, mesh: Mesh | None) -> Loaded:
+    found = gguf.read(path)
+    family = families.family(found.config["model_type"])
+    config = _asked(found.config, family, head, dtype)
+    try:
+        model = Model(family.config(config), card=Card(config["model_type"], config, found.generation))
+        tokenizer = gguf_tokenizer(found.metadata, gguf_tokenizers.description(found.metadata))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    rows = families.gguf(model.card.model_type, model.config)
+    asked = path, head, dtype, mesh
+    params = _filled(model, rows, found.tensors, asked, ignored=gguf_rows.IGNORED, heads=gguf_rows.HEADS)
+    return model, params, tokenizer
+
+
+def _asked(config: Mapping[str, Any], family: families.Family, head: str | None, dtype: Any) -> dict[str, Any]:
+    """config.json, of the head and the dtype that are asked for."""
+    config = dict(config)
+    if dtype is not None:
+        config[_dtype_attribute(config)] = str(dtype)
+    return config if head is None else heads.with_head(config, family.ARCHITECTURES, head)
+
+
+def _filled(
+    model: Model, rows: Any, tensors: Any, asked: tuple[Path, str | None, Any, Mesh | None], heads: Any, **names: Any
+) -> dict[str, Any]:
+    """The parameters; heads that no tensor fills are drawn, and it is logged."""
+    source, head, dtype, mesh = asked
+    shapes = _shapes(model, dtype, mesh)
+    planned = convert.plan(rows, shapes, tensors, dtype=dtype, heads=None if head is None else heads, **names)
+    for what, found in (("drawn anew", planned.fresh), ("dropped", planned.dropped)):
+        if found:
+            logger.warning("%s, head=%r: %s: %s", source, head, what, ", ".join(found))
+    drawn = sharding.init(model, jax.random.key(0), dtype, mesh, only=planned.fresh) if planned.fresh else {}
+    return convert.place(planned, shapes, tree.flatten(drawn))
 
 
 def _checkpoint(folder: Path, dtype: Any, mesh: Mesh | None) -> Loaded:
@@ -122,9 +168,9 @@ def _shapes(model: Model, dtype: Any, mesh: Mesh | None) -> dict[str, Any]:
     )
 
 
-def _tokenizer(folder: Path) -> Tokenizer | None:
+def _tokenizer(folder: Path, family: families.Family | None = None) -> Tokenizer | None:
     try:
-        return load_tokenizer(folder)
+        return load_tokenizer(folder, None if family is None else family.TOKENIZER)
     except FileNotFoundError:
         return None
 
@@ -140,7 +186,7 @@ def _attributes(
     config[_dtype_attribute(config)] = str(jax.tree.leaves(params)[0].dtype)
     ids = {f"{role}_token_id": getattr(tokenizer, role, None) for role in ("bos", "eos", "pad")}
     known = {name: id for name, id in ids.items() if id is not None}
-    return config | ids | card.config, known | card.generation
+    return ids | config | known | card.config, known | card.generation
 
 
 def _dtype_attribute(config: Mapping[str, Any]) -> str:

@@ -79,7 +79,7 @@ def test_an_experiment_comes_back_equal():
 def test_members_of_a_union_are_told_apart_by_their_tag(positions):
     config = InputConfig(positions)
     assert type(through(config, InputConfig).positions) is type(positions)
-    assert to_json(NormConfig("rms")) == {"type": "NormConfig", "kind": "rms", "eps": 1e-5}
+    assert to_json(NormConfig("rms")) == {"type": "NormConfig", "kind": "rms", "eps": 1e-5, "offset": 0.0}
 
 
 @pytest.mark.parametrize(

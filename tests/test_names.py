@@ -26,7 +26,7 @@ GRAMMAR = re.compile(
         | mlp/(up|gate|down|router)/(kernel|bias)
         | mlp/experts/(up|gate|down)/(kernel|bias)
       )
-    | heads/\w+/((transform|norm)/)?(kernel|bias|scale)
+    | heads/\w+/((transform|norm|dense|output)/)?(kernel|bias|scale)
     """,
     re.VERBOSE,
 )
@@ -38,10 +38,12 @@ def shapes_of(config):
 
 def test_a_projection_is_a_kernel_and_its_bias_where_it_has_one():
     assert linear("a/up", "x.fc") == (Row("a/up/kernel", "x.fc.weight", "out_in", 1),)
-    assert linear("a/out", "x.o", inputs=2, bias=True, layout="in_out", part=(1, 3)) == (
-        Row("a/out/kernel", "x.o.weight", "in_out", 2, (1, 3)),
-        Row("a/out/bias", "x.o.bias", "in_out", 0, (1, 3)),
+    assert linear("a/out", "x.o", inputs=2, bias=True, layout="in_out", part=(1, 2, 3)) == (
+        Row("a/out/kernel", "x.o.weight", "in_out", 2, (1, 2, 3)),
+        Row("a/out/bias", "x.o.bias", "in_out", 0, (1, 2, 3)),
     )
+    for row in linear("a/query", "x.qkv", bias=True, part=(0, 1, 3), within_heads=True, pairs=True):
+        assert (row.part, row.within_heads, row.pairs) == ((0, 1, 3), True, True)
 
 
 def test_norms_and_tables_are_stored_as_they_are():
@@ -50,9 +52,21 @@ def test_norms_and_tables_are_stored_as_they_are():
     assert table("embed", "wte", also=("head",)) == (Row("embed/embedding", "wte.weight", also=("head",)),)
 
 
-def test_a_row_is_stacked_where_its_name_counts_layers():
-    assert Row("a", "h.{layer}.x").stacked
-    assert not Row("a", "h.0.x").stacked
+def test_only_the_scale_of_a_norm_is_published_with_something_on_top():
+    assert [row.plus for row in norm("a/norm", "ln", bias=True, plus=1.0)] == [1.0, 0.0]
+
+
+def test_a_row_is_stacked_by_what_its_name_counts():
+    assert Row("a", "h.0.x").stacked == ()
+    assert Row("a", "h.{layer}.x").stacked == ("layer",)
+    assert Row("a", "x.{expert}").stacked == ("expert",)
+    assert Row("a", "e.{expert}.h.{layer}.x").stacked == ("layer", "expert")
+
+
+def test_names_are_spelled_with_the_numbers_of_a_place():
+    row = Row("a", "h.{layer}.e.{expert}.w", also=("{expert}/{layer}",))
+    assert row.spelled((3, 5)) == ("h.3.e.5.w", "5/3")
+    assert Row("a", "x").spelled(()) == ("x",)
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -104,9 +104,28 @@ def test_a_folder_with_no_model_says_what_was_looked_for(tmp_path):
 # Asking.
 
 
-def test_another_head_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="head='classify:2': only the published head"):
-        source.from_pretrained(tmp_path, head="classify:2")
+def test_another_head_is_drawn_and_nothing_else(tmp_path, caplog):
+    model = small()
+    params = drawn(model)
+    source.save_pretrained(tmp_path / "model", model, params)
+    other, loaded, _ = source.from_pretrained(tmp_path / "model", head="classify:5")
+    assert "drawn anew: heads/classify/output/kernel" in caplog.text
+    assert loaded["heads"]["classify"]["output"]["kernel"].shape == (16, 5)
+    assert other.config.head is None
+    jax.tree.map(np.testing.assert_array_equal, params["decoder"], loaded["decoder"])
+    source.save_pretrained(tmp_path / "classifier", other, loaded)
+    caplog.clear()
+    again = source.from_pretrained(tmp_path / "classifier")[1]
+    jax.tree.map(np.testing.assert_array_equal, loaded, again)
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("head", ["classify", "classify:0", "classify:x", "answer:2", "sing"])
+def test_a_head_that_the_family_does_not_have_is_refused(head, tmp_path):
+    model = small()
+    source.save_pretrained(tmp_path / "model", model, drawn(model))
+    with pytest.raises(ValueError, match=f"head='{head}': of llama there are lm, classify:N"):
+        source.from_pretrained(tmp_path / "model", head=head)
 
 
 def test_an_unknown_dtype_is_refused_before_anything_is_opened():
@@ -119,7 +138,7 @@ def test_attributes_and_tensors_that_do_not_fit_are_errors(tmp_path):
     source.save_pretrained(tmp_path / "model", model, drawn(model))
     config = json_of(tmp_path / "model" / "config.json")
     for change, told in (
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, r"llama: rope_scaling=.* is not supported"),
+        ({"rope_scaling": {"type": "spiral", "factor": 2.0}}, r"llama: rope_scaling=.* is not supported"),
         ({"num_hidden_layers": 3}, r"model.layers.2.mlp.up_proj.weight: missing"),
         ({"num_hidden_layers": 1}, r"model.layers.1.mlp.up_proj.weight: unknown"),
         (

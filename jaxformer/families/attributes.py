@@ -41,12 +41,19 @@ PUBLISHED = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
 """Ours -> the name that is written, the first of its names above."""
 
 
+LARGEST = 2**31 - 1
+"""No size is larger: the dimensions of arrays are counted by such numbers."""
+DEEPEST = 4096
+"""Layers, and sizes of a head, beyond which a file is damaged: they are written out before any tensor is missed."""
+
+
 class Attributes:
     """The attributes of a config.json that a family reads.
 
     `reads` holds them with their defaults (None is a size that may be missing, {} an object), `fixed` those
-    which must have one value, `ignored` the names of those that change nothing here. Any other is refused,
-    unless it is null. Call `check` when all is read.
+    which must have one value, `ignored` the names of those that change nothing here, `nullable` of those in
+    `reads` for which null is a value as well. Any other is refused, unless it is null. Call `check` when all is
+    read.
     """
 
     def __init__(
@@ -55,6 +62,7 @@ class Attributes:
         reads: Mapping[str, Any],
         fixed: Mapping[str, Any],
         ignored: Collection[str],
+        nullable: Collection[str] = (),
     ) -> None:
         self.model_type = hf.get("model_type", "")
         self.values = dict(reads)
@@ -62,7 +70,10 @@ class Attributes:
         fixed = FIXED | dict(fixed)
         for name, value in hf.items():
             if name in reads:
-                if _fits(value, reads[name]):
+                limited = name.endswith(("layers", "n_layer", "head_dim", "d_kv", "rotary_dim"))
+                if (value is None and name in nullable) or (
+                    _fits(value, reads[name]) and not (limited and isinstance(value, int) and value > DEEPEST)
+                ):
                     self.values[name] = value
                 else:
                     self.refuse(name, value)
@@ -98,5 +109,7 @@ def _fits(value: Any, default: Any) -> bool:
     if isinstance(value, bool) or isinstance(default, bool):
         return isinstance(value, bool) and isinstance(default, bool)
     if default is None or isinstance(default, int):
-        return isinstance(value, int) and value > 0
-    return isinstance(value, int | float if isinstance(default, float) else type(default))
+        return isinstance(value, int) and 0 < value <= LARGEST
+    if isinstance(default, float):
+        return isinstance(value, int | float) and abs(value) <= LARGEST  # false of what is not a number, too
+    return isinstance(value, type(default))

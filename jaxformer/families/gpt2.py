@@ -14,10 +14,18 @@ from jaxformer.config import (
     NormConfig,
     StackConfig,
 )
+from jaxformer.families import plain
 from jaxformer.families.attributes import PUBLISHED, Attributes
 from jaxformer.names import Row, linear, norm, table
 
 MODEL_TYPES: tuple[str, ...] = ("gpt2",)
+ARCHITECTURES = {
+    "lm": "GPT2LMHeadModel",
+    "classify": "GPT2ForSequenceClassification",
+    "tag": "GPT2ForTokenClassification",
+    "answer": "GPT2ForQuestionAnswering",
+    "embed": "GPT2Model",
+}
 PREFIX = "transformer."
 """Published names begin so, but files of the model without its head lack it."""
 IGNORED: tuple[str, ...] = ("transformer.h.*.attn.bias", "transformer.h.*.attn.masked_bias")
@@ -42,10 +50,13 @@ READS = {
     "tie_word_embeddings": True,
 }
 MUST_BE = {"reorder_and_upcast_attn": False, "scale_attn_by_inverse_layer_idx": False}
-# attn_pdrop drops attention weights in training: there is no such dropout here, nor any at inference.
+# attn_pdrop drops attention weights, classifier_dropout and hidden_dropout a head's input, all in training alone:
+# there is no such dropout here.
 # summary_* configure a head that reads one token; early versions of the reference wrote the others.
 MAY_BE = (
     "attn_pdrop",
+    "classifier_dropout",
+    "hidden_dropout",
     "summary_activation",
     "summary_first_dropout",
     "summary_proj_to_labels",
@@ -88,20 +99,17 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
             input=InputConfig(LearnedConfig(a["n_positions"]), dropout=a["embd_pdrop"]),
             final_norm=block.norm,
         ),
-        head=HeadConfig(tied=a["tie_word_embeddings"]),
+        **plain.heads(hf, ARCHITECTURES, HeadConfig(tied=a["tie_word_embeddings"])),
     ).validate()
 
 
 def hf_config(config: ModelConfig) -> dict[str, Any]:
     """A config.json of this architecture, as far as that can express it."""
-    stack = config.decoder
-    if stack is None or config.encoder is not None or not isinstance(stack.input.positions, LearnedConfig):
-        raise ValueError("it is one decoder with learned positions")
+    stack = plain.stack_of(config)
     block = stack.pattern[0]
-    return {
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
-        "vocab_size": config.vocab,
+    if not isinstance(stack.input.positions, LearnedConfig):
+        raise ValueError("it is one decoder with learned positions")
+    return plain.written(config, "gpt2", ARCHITECTURES) | {
         "n_positions": stack.input.positions.length,
         "n_embd": config.width,
         "n_layer": stack.layers,
@@ -113,26 +121,29 @@ def hf_config(config: ModelConfig) -> dict[str, Any]:
         "attn_pdrop": 0.0,
         "layer_norm_epsilon": block.norm.eps,
         "scale_attn_weights": block.attention.scale is None,
-        "tie_word_embeddings": config.head.tied,
     }
 
 
 def names(config: ModelConfig) -> tuple[Row, ...]:
     """Where each parameter is published: projections as [in, out], query, key and value fused."""
     ours, theirs = "decoder/blocks", "transformer.h.{layer}"
-    tied = config.head.tied
+    tied = config.head is not None and config.head.tied
     rows = table("embed", "transformer.wte", also=("lm_head.weight",) if tied else ())
     rows += table("decoder/position", "transformer.wpe")
     rows += norm(f"{ours}/attention_norm", f"{theirs}.ln_1", bias=True)
     for i, name in enumerate(("query", "key", "value")):
         path = f"{ours}/attention/{name}"
-        rows += linear(path, f"{theirs}.attn.c_attn", bias=True, layout="in_out", part=(i, 3))
+        rows += linear(path, f"{theirs}.attn.c_attn", bias=True, layout="in_out", part=(i, i + 1, 3))
     rows += linear(f"{ours}/attention/out", f"{theirs}.attn.c_proj", inputs=2, bias=True, layout="in_out")
     rows += norm(f"{ours}/mlp_norm", f"{theirs}.ln_2", bias=True)
     rows += linear(f"{ours}/mlp/up", f"{theirs}.mlp.c_fc", bias=True, layout="in_out")
     rows += linear(f"{ours}/mlp/down", f"{theirs}.mlp.c_proj", bias=True, layout="in_out")
     rows += norm("decoder/norm", "transformer.ln_f", bias=True)
-    return rows if tied else rows + linear("heads/lm", "lm_head")
+    if config.head is not None and not tied:
+        rows += linear("heads/lm", "lm_head")
+    for extra in config.extra:
+        rows += linear(f"heads/{extra.name}/output", plain.PUBLISHED[extra.name], bias=extra.bias)
+    return rows
 
 
 def _size(width: int, layers: int, heads: int) -> ModelConfig:

@@ -3,178 +3,86 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxformer.config import (
-    AttentionConfig,
-    BlockConfig,
-    HeadConfig,
-    InputConfig,
-    MlpConfig,
-    ModelConfig,
-    NormConfig,
-    RopeConfig,
-    StackConfig,
-)
-from jaxformer.families.attributes import PUBLISHED, Attributes
-from jaxformer.names import Row, linear, norm, table
+from jaxformer.config import ModelConfig
+from jaxformer.families import decoder, gguf_rows, rope, rows
+from jaxformer.families.attributes import Attributes
+from jaxformer.names import Row
 
 MODEL_TYPES: tuple[str, ...] = ("llama",)
-PREFIX = "model."
-"""Published names begin so, but for the head's; files of the model without its head lack it."""
-IGNORED: tuple[str, ...] = ("model.layers.*.self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq")
-"""Tensors of a file that are no parameters: the rotary frequencies."""
+ARCHITECTURES = decoder.architectures("Llama")
+PREFIX = rows.PREFIX
+IGNORED = decoder.IGNORED
 TOKENIZER: dict[str, Any] = {
     "kind": "sentencepiece",
     "special": {"bos": "<s>", "eos": "</s>", "unk": "<unk>"},
+    "template": ("{bos} $A", "{bos} $A {bos}:1 $B:1"),
 }
 
 READS: dict[str, Any] = {
-    "vocab_size": 32000,
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": None,
-    "head_dim": None,
-    "hidden_act": "silu",
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 10_000.0,
-    "rope_scaling": {},
-    "rope_parameters": {},
+    **decoder.READS,
     "attention_bias": False,
     "mlp_bias": False,
-    "tie_word_embeddings": False,
     # GPT-2's and Phi-3's names for dropout: the reference has none in this model type, and passes over them.
     "resid_pdrop": 0.0,
     "embd_pdrop": 0.0,
 }
-MUST_BE = {"hidden_dropout": 0.0, "rope_interleaved": False}
-# attention_dropout drops attention weights in training: there is no such dropout here, nor any at inference.
-# pretraining_tp above 1 splits products without changing them.
-MAY_BE = ("attention_dropout", "is_llama_config", "max_position_embeddings", "pretraining_tp")
+MUST_BE = {"hidden_dropout": 0.0, "partial_rotary_factor": 1.0, "rope_interleaved": False}
+MAY_BE = (*decoder.MAY_BE, "is_llama_config", "max_sequence_length")
 
 
 def config(hf: Mapping[str, Any]) -> ModelConfig:
     """The architecture of a config.json. Raises a ValueError that names each attribute it cannot express."""
     a = Attributes(hf, READS, MUST_BE, MAY_BE)
-    activation = a.activation("hidden_act")
-    base = _rope_base(a)
-    if a["head_dim"] is None and a["hidden_size"] % a["num_attention_heads"]:
-        a.refuse("num_attention_heads", a["num_attention_heads"])
-    a.check()
-    heads = a["num_attention_heads"]
-    block = BlockConfig(
-        AttentionConfig(
-            heads=heads,
-            kv_heads=heads if a["num_key_value_heads"] is None else a["num_key_value_heads"],
-            head_dim=a["hidden_size"] // heads if a["head_dim"] is None else a["head_dim"],
-            bias=("query", "key", "value", "out") if a["attention_bias"] else (),
-            rope=RopeConfig(base),
-        ),
-        MlpConfig(a["intermediate_size"], activation, gated=True, bias=a["mlp_bias"]),
-        NormConfig("rms", a["rms_norm_eps"]),
-        dropout=a["resid_pdrop"],
-    )
-    return ModelConfig(
-        vocab=a["vocab_size"],
-        width=a["hidden_size"],
-        decoder=StackConfig(
-            (block,),
-            layers=a["num_hidden_layers"],
-            causal=True,
-            input=InputConfig(dropout=a["embd_pdrop"]),
-            final_norm=block.norm,
-        ),
-        head=HeadConfig(tied=a["tie_word_embeddings"]),
-    ).validate()
-
-
-def _rope_base(a: Attributes) -> float:
-    """From `rope_parameters`, or from the older `rope_theta` and `rope_scaling`; no scaling is read here."""
-    spelling = "rope_parameters" if a["rope_parameters"] else "rope_scaling"
-    given = dict(a[spelling] or {})
-    base = given.pop("rope_theta", a["rope_theta"])
-    kind = given.pop("rope_type", given.pop("type", "default"))
-    if kind != "default" or {name: value for name, value in given.items() if value not in (None, 1.0)}:
-        a.refuse(spelling, a[spelling])
-    return float(base)
+    bias = ("query", "key", "value", "out") if a["attention_bias"] else ()
+    layer = decoder.block(a, rope=rope.read(a), bias=bias, mlp_bias=a["mlp_bias"], dropout=a["resid_pdrop"])
+    return decoder.model(a, hf, ARCHITECTURES, [layer] * a["num_hidden_layers"], dropout=a["embd_pdrop"])
 
 
 def hf_config(config: ModelConfig) -> dict[str, Any]:
-    """A config.json of this architecture, as far as that can express it.
-
-    The rotary base is spelled as both versions 4 and 5 of the reference read it.
-    """
-    stack = config.decoder
-    rope = None if stack is None else stack.pattern[0].attention.rope
-    if stack is None or config.encoder is not None or rope is None:
-        raise ValueError("it is one decoder with rotary positions")
-    block, attention = stack.pattern[0], stack.pattern[0].attention
-    if config.width % attention.heads:
-        raise ValueError(f"its width is a multiple of its heads: {config.width} is none of {attention.heads}")
-    dropouts = {"resid_pdrop": block.dropout, "embd_pdrop": stack.input.dropout}
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": config.vocab,
-        "hidden_size": config.width,
-        "intermediate_size": block.mlp.width,
-        "num_hidden_layers": stack.layers,
-        "num_attention_heads": attention.heads,
-        "num_key_value_heads": attention.kv_heads,
-        "head_dim": attention.head_dim,
-        "hidden_act": PUBLISHED.get(block.mlp.activation),
-        "max_position_embeddings": 2048,
-        "rms_norm_eps": block.norm.eps,
-        "rope_theta": rope.base,
-        "rope_scaling": None,
-        "attention_bias": bool(attention.bias),
-        "mlp_bias": block.mlp.bias,
-        "tie_word_embeddings": config.head.tied,
-    } | {name: value for name, value in dropouts.items() if value}
+    """A config.json of this architecture, as far as that can express it."""
+    written, layer = decoder.written(config, "llama", ARCHITECTURES), decoder.layers_of(config)[0]
+    decoder.divided(config)
+    dropouts = {"resid_pdrop": layer.dropout, "embd_pdrop": getattr(config, config.main).input.dropout}
+    return written | decoder.biases(config) | {name: value for name, value in dropouts.items() if value}
 
 
 def names(config: ModelConfig) -> tuple[Row, ...]:
     """Where each parameter is published."""
-    ours, theirs = "decoder/blocks", "model.layers.{layer}"
-    assert config.decoder is not None
-    block, tied = config.decoder.pattern[0], config.head.tied
-    rows = table("embed", "model.embed_tokens", also=("lm_head.weight",) if tied else ())
-    rows += norm(f"{ours}/attention_norm", f"{theirs}.input_layernorm")
-    for name, short in (("query", "q"), ("key", "k"), ("value", "v"), ("out", "o")):
-        path, published = f"{ours}/attention/{name}", f"{theirs}.self_attn.{short}_proj"
-        rows += linear(path, published, inputs=2 if name == "out" else 1, bias=name in block.attention.bias)
-    rows += norm(f"{ours}/mlp_norm", f"{theirs}.post_attention_layernorm")
-    for name in ("gate", "up", "down"):
-        rows += linear(f"{ours}/mlp/{name}", f"{theirs}.mlp.{name}_proj", bias=block.mlp.bias)
-    rows += norm("decoder/norm", "model.norm")
-    return rows if tied else rows + linear("heads/lm", "lm_head")
+    return rows.decoder(config, answers="transformer.")
 
 
-def _size(width: int, mlp: int, layers: int, heads: int, kv_heads: int | None = None, **others: Any) -> ModelConfig:
-    return config(
-        {
-            "hidden_size": width,
-            "intermediate_size": mlp,
-            "num_hidden_layers": layers,
-            "num_attention_heads": heads,
-            "num_key_value_heads": kv_heads,
-            "rms_norm_eps": 1e-5,
-            **others,
-        }
-    )
+def gguf(config: ModelConfig) -> tuple[Row, ...]:
+    """Where each parameter stands in a GGUF file."""
+    return gguf_rows.decoder(config, pairs=True)
+
+
+def _size(width: int, mlp: int, layers: int, heads: int, kv_heads: int, **others: Any) -> ModelConfig:
+    sizes = {"hidden_size": width, "intermediate_size": mlp, "num_hidden_layers": layers}
+    shared = {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "rms_norm_eps": 1e-5}
+    return config(sizes | shared | others)
 
 
 _THIRD = {"vocab_size": 128256, "rope_theta": 500_000.0}
 _SMOL = {"vocab_size": 49152, "rope_theta": 100_000.0, "tie_word_embeddings": True}
 
+
+def _stretched(factor: float) -> dict[str, Any]:
+    bands = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    return _THIRD | {"rope_scaling": {"rope_type": "llama3", "factor": factor, **bands}}
+
+
 SIZES = {
-    "llama-7b": _size(4096, 11008, 32, 32, rms_norm_eps=1e-6),
-    "llama-13b": _size(5120, 13824, 40, 40, rms_norm_eps=1e-6),
-    "llama-2-7b": _size(4096, 11008, 32, 32),
-    "llama-2-13b": _size(5120, 13824, 40, 40),
+    "llama-7b": _size(4096, 11008, 32, 32, 32, rms_norm_eps=1e-6),
+    "llama-13b": _size(5120, 13824, 40, 40, 40, rms_norm_eps=1e-6),
+    "llama-2-7b": _size(4096, 11008, 32, 32, 32),
+    "llama-2-13b": _size(5120, 13824, 40, 40, 40),
     "llama-2-70b": _size(8192, 28672, 80, 64, 8),
     "llama-3-8b": _size(4096, 14336, 32, 32, 8, **_THIRD),
     "llama-3-70b": _size(8192, 28672, 80, 64, 8, **_THIRD),
+    "llama-3.1-8b": _size(4096, 14336, 32, 32, 8, **_stretched(8.0)),
+    "llama-3.1-70b": _size(8192, 28672, 80, 64, 8, **_stretched(8.0)),
+    "llama-3.2-1b": _size(2048, 8192, 16, 32, 8, **_stretched(32.0), tie_word_embeddings=True),
+    "llama-3.2-3b": _size(3072, 8192, 28, 24, 8, **_stretched(32.0), tie_word_embeddings=True),
     "tinyllama-1.1b": _size(2048, 5632, 22, 32, 4),
     "smollm2-135m": _size(576, 1536, 30, 9, 3, **_SMOL),
     "smollm2-360m": _size(960, 2560, 32, 15, 5, **_SMOL),

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxformer.config import LearnedConfig
+from jaxformer.config import DynamicScaling, LearnedConfig, LongScaling, StackConfig
 from jaxformer.nn.model import Model
 
 Prompts = Sequence[Sequence[int]] | np.ndarray | jax.Array
@@ -33,32 +33,76 @@ def rows_of(tokens: Prompts, mask: Any = None) -> list[np.ndarray]:
     return [np.asarray(row, np.int64) for row in tokens]
 
 
-def check(model: Model, rows: list[np.ndarray], max_new_tokens: int, samples: int) -> None:
-    """Raise one ValueError that lists all that forbids to continue these prompts with this model."""
-    config, wrong = model.config, []
-    if config.decoder is None or config.encoder is not None:
-        has = "an encoder alone" if config.decoder is None else "an encoder and a decoder"
-        raise ValueError(f"generation continues prompts with a decoder alone; this model has {has}")
+def read_and_continued(
+    model: Model, rows: list[np.ndarray], decoder_tokens: Any
+) -> tuple[list[np.ndarray] | None, list[np.ndarray]]:
+    """(what an encoder reads, None where there is none; what the decoder continues), a prompt each.
+
+    Raises ValueError where there is no decoder, and where it is not known what it begins with.
+    """
+    config = model.config
+    if config.decoder is None or config.head is None:
+        lacks = "a decoder" if config.decoder is None else "a head over the vocabulary"
+        raise ValueError(f"this model cannot generate: it lacks {lacks}")
+    if config.encoder is None:
+        if decoder_tokens is not None:
+            raise ValueError("decoder_tokens given, but this model has a decoder alone: give tokens")
+        return None, rows
+    if decoder_tokens is not None:
+        return rows, rows_of(decoder_tokens)
+    begin = model.card.special("decoder_start") or model.card.special("bos")
+    if not begin:
+        raise ValueError("this model's card names no decoder_start_token_id: give decoder_tokens to begin with")
+    return rows, [np.array(begin[:1])] * len(rows)
+
+
+def check(
+    model: Model, read: list[np.ndarray] | None, rows: list[np.ndarray], max_new_tokens: int, samples: int
+) -> None:
+    """Raise one ValueError that lists all that forbids to continue these prompts with this model.
+
+    `read` is what an encoder reads, `rows` what the decoder continues.
+    """
+    wrong = []
     for name, value in (("max_new_tokens", max_new_tokens), ("samples", samples)):
         if value < 1:
             wrong.append(f"{name} is {value}: give at least 1")
     if not rows:
         wrong.append("there is no prompt: give at least one row")
-    for i, row in enumerate(rows):
-        if not len(row):
-            wrong.append(f"prompt {i} has no token, or none that its mask lets through: give at least one")
-        elif row.min() < 0 or row.max() >= config.vocab:
-            outside = row[(row < 0) | (row >= config.vocab)][0]
-            wrong.append(f"prompt {i} holds {outside}: the model knows the ids from 0 to {config.vocab - 1}")
-    positions = config.decoder.input.positions
-    longest = max(map(len, rows), default=0)
-    if isinstance(positions, LearnedConfig) and longest + max_new_tokens > positions.length:
-        wrong.append(
-            f"{longest} prompt tokens and {max_new_tokens} new ones do not fit: "
-            f"the model has learned {positions.length} positions"
-        )
+    if read is not None and len(read) != len(rows):
+        wrong.append(f"there are {len(read)} rows of tokens and {len(rows)} of decoder_tokens: give as many")
+    for prompts, name in ((read, "prompt"), (rows, "prompt" if read is None else "decoder prompt")):
+        wrong += [line for i, row in enumerate(prompts or ()) for line in _unknown(row, f"{name} {i}", model)]
+    if read is not None:
+        wrong += _too_long(model.config.encoder, max(map(len, read), default=0), 0)
+    wrong += _too_long(model.config.decoder, max(map(len, rows), default=0), max_new_tokens)
     if wrong:
         raise ValueError("nothing was generated:\n" + "\n".join(f"  - {line}" for line in wrong))
+
+
+def _unknown(row: np.ndarray, name: str, model: Model) -> list[str]:
+    if not len(row):
+        return [f"{name} has no token, or none that its mask lets through: give at least one"]
+    outside = row[(row < 0) | (row >= model.config.vocab)]
+    known = f"the model knows the ids from 0 to {model.config.vocab - 1}"
+    return [f"{name} holds {outside[0]}: {known}"] if len(outside) else []
+
+
+def _too_long(stack: StackConfig | None, longest: int, new: int) -> list[str]:
+    """Why so many tokens do not fit the stack's positions."""
+    assert stack is not None
+    tokens = f"{longest} prompt tokens" + (f" and {new} new ones" if new else "")
+    positions = stack.input.positions
+    if isinstance(positions, LearnedConfig) and longest + new > positions.length:
+        return [f"{tokens} do not fit: the model has learned {positions.length} positions"]
+    scalings = {block.attention.rope.scaling for block in stack.pattern if block.attention.rope is not None}
+    for scaling in scalings:
+        # Keys stay in the cache as they were turned; these scalings would turn all of them anew.
+        if isinstance(scaling, DynamicScaling) and longest + new > scaling.length:
+            return [f"{tokens} do not fit: beyond {scaling.length} its rotary base changes with every token"]
+        if isinstance(scaling, LongScaling) and longest <= scaling.length < longest + new:
+            return [f"{tokens} do not fit: they cross {scaling.length}, where its rotary positions change"]
+    return []
 
 
 def bucket(length: int) -> int:

@@ -23,6 +23,7 @@ def stream_tokens(
     strategy: Strategy = Greedy(),
     eos: int | Sequence[int] | None = None,
     pad: int | None = None,
+    decoder_tokens: Any = None,
     samples: int = 1,
     key: Array | None = None,
     adapter: Any = None,
@@ -33,7 +34,7 @@ def stream_tokens(
     nothing more is computed once the generator is closed.
     """
     state, request = decode.start(
-        model, params, tokens, max_new_tokens, mask, strategy, eos, pad, samples, key, adapter
+        model, params, tokens, max_new_tokens, mask, strategy, eos, pad, decoder_tokens, samples, key, adapter
     )
     return _columns(model, state, request, max_new_tokens)
 

@@ -11,7 +11,8 @@ from jaxformer.nn.attend import attend
 from jaxformer.nn.axes import constrain
 from jaxformer.nn.cache import LayerCache
 from jaxformer.nn.linear import Linear
-from jaxformer.nn.positions import rotate
+from jaxformer.nn.norm import Norm
+from jaxformer.nn.positions import Rotation, rotate
 from jaxformer.nn.visibility import Visibility
 
 
@@ -22,7 +23,9 @@ class View:
     visibility: Visibility
     memory_BSD: Array | None = None
     """What cross attention looks at; None for itself, or where the cache holds its keys and values."""
-    rotation: tuple[Array, Array] | None = None
+    rotation: Rotation | None = None
+    bias_HTS: Array | None = None
+    """float32, added to the scores."""
     kernel: str = struct.field(pytree_node=False, default="auto")
 
 
@@ -45,12 +48,12 @@ class Attention(nn.Module):
             functools.partial(Linear((width,), (heads, c.head_dim), name in c.bias, name=name))
             for name, heads in (("query", c.heads), ("key", c.kv_heads), ("value", c.kv_heads))
         )
-        q_BTHC = constrain(query(x_BTD), ("batch", "length", "heads", "head_dim"))
+        q_BTHC = self._normed("query", constrain(query(x_BTD), ("batch", "length", "heads", "head_dim")))
         if view.rotation is not None:
             q_BTHC = rotate(q_BTHC, view.rotation)
         source_BSD = view.memory_BSD if self.cross else x_BTD
         if source_BSD is not None:
-            k_BSKC = constrain(key(source_BSD), ("batch", "length", "kv_heads", "head_dim"))
+            k_BSKC = self._normed("key", constrain(key(source_BSD), ("batch", "length", "kv_heads", "head_dim")))
             v_BSKC = constrain(value(source_BSD), ("batch", "length", "kv_heads", "head_dim"))
             if view.rotation is not None:
                 k_BSKC = rotate(k_BSKC, view.rotation)
@@ -59,6 +62,19 @@ class Attention(nn.Module):
         if cache is not None:
             k_BSKC, v_BSKC = cache.read(layer)
         scale = c.head_dim**-0.5 if c.scale is None else c.scale
-        out_BTHC = attend(q_BTHC, k_BSKC, v_BSKC, view.visibility, scale=scale, kernel=view.kernel)
+        out_BTHC = attend(
+            q_BTHC,
+            k_BSKC,
+            v_BSKC,
+            view.visibility,
+            scale=scale,
+            softcap=c.softcap,
+            bias_HTS=view.bias_HTS,
+            kernel=view.kernel,
+        )
         out = Linear((c.heads, c.head_dim), (width,), "out" in c.bias, name="out")
         return out(constrain(out_BTHC, ("batch", "length", "heads", "head_dim"))), cache
+
+    def _normed(self, name: str, x_BTHC: Array) -> Array:
+        norm = self.config.qk_norm
+        return x_BTHC if norm is None else Norm(norm, name=f"{name}_norm")(x_BTHC)

@@ -7,10 +7,11 @@ from flax import linen as nn
 from flax import struct
 from jax import Array
 
-from jaxformer.config import BlockConfig
+from jaxformer.config import BlockConfig, ExpertsConfig
 from jaxformer.nn.attention import Attention, View
 from jaxformer.nn.axes import constrain
 from jaxformer.nn.cache import LayerCache
+from jaxformer.nn.experts import Aux, Experts
 from jaxformer.nn.mlp import Mlp
 from jaxformer.nn.norm import Norm
 
@@ -32,21 +33,36 @@ class Block(nn.Module):
     @nn.compact
     def __call__(
         self, x_BTD: Array, view: View, cross_view: View | None, memory: Memory, layer: Array | None
-    ) -> tuple[Array, Memory]:
-        """[B, T, D] -> ([B, T, D], the caches with the new keys and values); `layer` is its place in stacked ones."""
-        c = self.config
+    ) -> tuple[Array, Memory, Aux | None]:
+        """[B, T, D] -> ([B, T, D], the caches with the new keys and values, what its router adds to the loss).
 
-        def residual(name: str, x_BTD: Array, sublayer: Callable[[Array], tuple[Array, Any]]) -> tuple[Array, Any]:
-            norm = Norm(c.norm, name=f"{name}_norm")
-            y_BTD, kept = sublayer(norm(x_BTD) if c.norms == "pre" else x_BTD)
-            x_BTD += nn.Dropout(c.dropout, deterministic=self.deterministic)(y_BTD)
-            return constrain(x_BTD if c.norms == "pre" else norm(x_BTD), ("batch", "length", "width")), kept
-
-        attention, mlp = Attention(c.attention, name="attention"), Mlp(c.mlp, name="mlp")
-        x_BTD, own = residual("attention", x_BTD, lambda h: attention(h, view, memory.attention, layer))
-        crossed = memory.cross
+        `layer` is its place in stacked caches.
+        """
+        c, crossed = self.config, memory.cross
+        attention = Attention(c.attention, name="attention")
+        mlp = Experts(c.mlp, name="mlp") if isinstance(c.mlp, ExpertsConfig) else Mlp(c.mlp, name="mlp")
+        feed = lambda h_BTD: mlp(h_BTD, view.visibility.real()) if isinstance(mlp, Experts) else (mlp(h_BTD), None)
+        if c.parallel:
+            h_BTD = Norm(c.norm, name="attention_norm")(x_BTD)
+            a_BTD, own = attention(h_BTD, view, memory.attention, layer)
+            m_BTD, aux = feed(h_BTD)
+            return self._add(x_BTD, a_BTD + m_BTD), Memory(own, crossed), aux
+        x_BTD, own = self._residual("attention", x_BTD, lambda h: attention(h, view, memory.attention, layer))
         if c.cross is not None:
             cross = Attention(c.cross, cross=True, name="cross")
-            x_BTD, crossed = residual("cross", x_BTD, lambda h: cross(h, cross_view, memory.cross, layer))
-        x_BTD, _ = residual("mlp", x_BTD, lambda h: (mlp(h), None))
-        return x_BTD, Memory(own, crossed)
+            x_BTD, crossed = self._residual("cross", x_BTD, lambda h: cross(h, cross_view, memory.cross, layer))
+        x_BTD, aux = self._residual("mlp", x_BTD, feed)
+        return x_BTD, Memory(own, crossed), aux
+
+    def _residual(self, name: str, x_BTD: Array, sublayer: Callable[[Array], tuple[Array, Any]]) -> tuple[Array, Any]:
+        """The sum of x and a sublayer of it, with the norms where they stand; and what else the sublayer gives."""
+        c = self.config
+        y_BTD, kept = sublayer(Norm(c.norm, name=f"{name}_norm")(x_BTD) if c.norms in ("pre", "sandwich") else x_BTD)
+        if c.norms in ("sandwich", "branch"):
+            y_BTD = Norm(c.norm, name=f"{name}_post_norm")(y_BTD)
+        x_BTD = self._add(x_BTD, y_BTD)
+        return Norm(c.norm, name=f"{name}_norm")(x_BTD) if c.norms == "post" else x_BTD, kept
+
+    def _add(self, x_BTD: Array, y_BTD: Array) -> Array:
+        dropped = nn.Dropout(self.config.dropout, deterministic=self.deterministic)(y_BTD)
+        return constrain(x_BTD + dropped, ("batch", "length", "width"))

@@ -77,6 +77,21 @@ class Linear(nn.Module):
         return y
 
 
+class GroupedLinear(nn.Module):
+    """A projection with a kernel of its own for each group of rows."""
+
+    groups: int
+    inputs: int
+    outputs: int
+
+    @nn.compact
+    def __call__(self, x: Array, sizes: Array) -> Array:
+        """[M, in] -> [M, out], in x's dtype; the first sizes[0] rows are of group 0, the next sizes[1] of 1, ..."""
+        shape = (self.groups, self.inputs, self.outputs)
+        kernel = self.param("kernel", nn.initializers.normal(self.inputs**-0.5), shape)
+        return jax.lax.ragged_dot(x, kernel.astype(x.dtype), sizes)
+
+
 class Embed(nn.Module):
     """One row of a table for each index."""
 
@@ -94,7 +109,10 @@ class Embed(nn.Module):
 
 @struct.dataclass
 class Unembed:
-    """The arrays that turn hidden vectors into logits, as a value: losses differentiate it without a model."""
+    """The arrays that turn hidden vectors into logits, as a value: losses differentiate it without a model.
+
+    A head with a transform wants it applied before (`Model.transform`).
+    """
 
     kernel: Array
     """[D, V]; [V, D] where tied to the embedding."""
@@ -102,6 +120,8 @@ class Unembed:
     scale: float = struct.field(pytree_node=False, default=1.0)
     softcap: float | None = struct.field(pytree_node=False, default=None)
     adapter: dict[str, Array] | None = None
+    bias: Array | None = None
+    """[V]"""
 
     def __call__(self, hidden: Array) -> Array:
         """[..., D] -> float32 logits [..., V]; the product itself is in the dtype of `hidden`."""
@@ -112,4 +132,6 @@ class Unembed:
         )
         if self.adapter is not None:
             logits += adapted(x, self.adapter, 1, logits.shape[-1:]).astype(jnp.float32)
+        if self.bias is not None:
+            logits += jnp.broadcast_to(self.bias.astype(jnp.float32), logits.shape)
         return logits if self.softcap is None else self.softcap * jnp.tanh(logits / self.softcap)

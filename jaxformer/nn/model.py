@@ -9,11 +9,13 @@ from flax import linen as nn
 from flax import struct
 from jax import Array
 
-from jaxformer.config import Card, ModelConfig
+from jaxformer.config import Card, ModelConfig, StackConfig
 from jaxformer.nn import cache as caches
 from jaxformer.nn.attention import View
 from jaxformer.nn.block import Memory
 from jaxformer.nn.cache import Cache
+from jaxformer.nn.experts import Aux
+from jaxformer.nn.head import Heads
 from jaxformer.nn.linear import Embed, Unembed
 from jaxformer.nn.positions import count
 from jaxformer.nn.stack import Remat, Stack
@@ -27,41 +29,24 @@ class Output:
     hidden: Array
     """[B, T, D], after the final norm."""
     logits: Array | None = None
-    """float32 [B, T, V]; None where not asked for."""
+    """float32 [B, T, V]; None where not asked for, or where there is no head over the vocabulary."""
+    pooled: Array | None = None
+    """[B, D] where there is a pooler."""
+    extra: dict[str, Array] | None = None
+    """float32 [B, T, N] or [B, N] of each extra head, by its name."""
+    aux: Aux | None = None
+    """What the routers of experts add to a loss."""
     cache: Cache | None = None
     encoder_hidden: Array | None = None
     """[B, S, D] where there is an encoder and a decoder."""
-
-
-class LmHead(nn.Module):
-    """The output matrix of a head that is not tied to the embedding."""
-
-    vocab: int
-    width: int
-
-    def setup(self) -> None:
-        init = nn.initializers.normal(self.width**-0.5)
-        self.kernel = self.param("kernel", init, (self.width, self.vocab))
-
-    def adapter(self) -> dict[str, Array] | None:
-        return dict(self.variables["lora"]) if self.has_variable("lora", "a") else None
-
-
-class Heads(nn.Module):
-    """The parameters of a model's heads."""
-
-    config: ModelConfig
-
-    def setup(self) -> None:
-        if not self.config.head.tied:
-            self.lm = LmHead(self.config.vocab, self.config.width)
 
 
 class Model(nn.Module):
     """Encoder, decoder or both over one vocabulary; `config` is the architecture, the other fields how to run it.
 
     `apply({"params": params}, tokens)` for one stack, `apply(..., tokens, decoder_tokens)` for two. `mask`,
-    `segments`, `positions`, `prefix` and `embeddings` speak of `tokens`, or of what stands for them. With a
+    `segments`, `positions`, `token_types`, `prefix` and `embeddings` speak of `tokens`, or of what stands for
+    them. With a
     cache, `tokens` (`decoder_tokens`) are the new ones alone, and their keys go into the cache's next slots.
     """
 
@@ -74,11 +59,12 @@ class Model(nn.Module):
 
     def setup(self) -> None:
         c = self.config.validate()
-        self.embed = Embed(c.vocab, c.width)
+        width = c.embedding_width or c.width
+        self.embed = Embed(c.vocab, width)
         if c.encoder is not None:
-            self.encoder = Stack(c.encoder, c.width, self.remat, self.unroll, self.kernel)
+            self.encoder = Stack(c.encoder, c.width, width, self.remat, self.unroll, self.kernel)
         if c.decoder is not None:
-            self.decoder = Stack(c.decoder, c.width, self.remat, self.unroll, self.kernel)
+            self.decoder = Stack(c.decoder, c.width, width, self.remat, self.unroll, self.kernel)
         self.heads = Heads(c)
 
     @property
@@ -102,7 +88,11 @@ class Model(nn.Module):
         """
         run = self._both if self.config.encoder is not None and self.config.decoder is not None else self._one
         out = run(tokens, decoder_tokens, deterministic, **given)
-        return out.replace(logits=self.unembed(out.hidden)) if logits else out  # type: ignore[attr-defined]
+        mask = given.get("decoder_mask" if decoder_tokens is not None else "mask")
+        pooled, extra = self.heads.beside(out.hidden, mask)
+        if self.config.head is None or not (logits or self.is_initializing()):
+            return out.replace(pooled=pooled, extra=extra)  # type: ignore[attr-defined]
+        return out.replace(logits=self.unembed(out.hidden), pooled=pooled, extra=extra)  # type: ignore[attr-defined]
 
     def _one(self, tokens: Array | None, decoder_tokens: Array | None, deterministic: bool, **given: Any) -> Output:
         second = {"decoder_tokens": decoder_tokens} | {
@@ -114,7 +104,7 @@ class Model(nn.Module):
             return self.decode(tokens, deterministic=deterministic, **given)
         if given.pop("cache", None) is not None:
             raise ValueError("cache given, but this model has no decoder: there is nothing to cache")
-        return Output(self.encode(tokens, deterministic=deterministic, **given))
+        return self._encode(tokens, deterministic=deterministic, **given)
 
     def _both(
         self,
@@ -146,16 +136,39 @@ class Model(nn.Module):
         mask: Array | None = None,
         segments: Array | None = None,
         positions: Array | None = None,
+        token_types: Array | None = None,
         embeddings: Array | None = None,
         deterministic: bool = True,
     ) -> Array:
-        """Tokens int [B, T] -> the encoder's hidden vectors [B, T, D]. mask bool [B, T]: False is padding."""
-        x_BTD = self._embed(tokens, embeddings)
+        """Tokens int [B, T] -> the encoder's hidden vectors [B, T, D].
+
+        mask bool [B, T]: False is padding; token_types int [B, T]: 0 where not given.
+        """
+        return self._encode(tokens, mask, segments, positions, token_types, embeddings, deterministic).hidden
+
+    def _encode(
+        self,
+        tokens: Array | None,
+        mask: Array | None = None,
+        segments: Array | None = None,
+        positions: Array | None = None,
+        token_types: Array | None = None,
+        embeddings: Array | None = None,
+        deterministic: bool = True,
+    ) -> Output:
+        x_BTE = self._embed(tokens, embeddings)
         if positions is None:
-            positions = count(x_BTD.shape[:2], mask, segments)
+            positions = count(x_BTE.shape[:2], mask, segments)
         causal = self.config.encoder.causal
         view = View(Visibility(causal=causal, valid_k=mask, segments_q=segments, segments_k=segments))
-        return self.encoder(x_BTD, positions, view, deterministic=deterministic)[0]
+        hidden, _, aux = self.encoder(
+            x_BTE,
+            positions,
+            view,
+            types_BT=self._types(token_types, self.config.encoder),
+            deterministic=deterministic,
+        )
+        return Output(hidden, aux=aux)
 
     def decode(
         self,
@@ -167,14 +180,16 @@ class Model(nn.Module):
         mask: Array | None = None,
         segments: Array | None = None,
         positions: Array | None = None,
+        token_types: Array | None = None,
         prefix: Array | None = None,
         embeddings: Array | None = None,
         cache: Cache | None = None,
         deterministic: bool = True,
     ) -> Output:
         """Tokens int [B, T] -> hidden vectors, without logits. prefix bool [B, T]: tokens that all see each other."""
-        x_BTD = self._embed(tokens, embeddings)
-        batch, length = x_BTD.shape[:2]
+        x_BTE = self._embed(tokens, embeddings)
+        batch, length = x_BTE.shape[:2]
+        types_BT = self._types(token_types, self.config.decoder)
         if cache is None:
             if positions is None:
                 positions = count((batch, length), mask, segments)
@@ -187,8 +202,10 @@ class Model(nn.Module):
                 prefix_k=prefix,
             )
             cross = self._cross(encoder_hidden, encoder_mask, segments, encoder_segments)
-            x_BTD, _ = self.decoder(x_BTD, positions, View(visibility), cross, deterministic=deterministic)
-            return Output(x_BTD, encoder_hidden=encoder_hidden)
+            hidden, _, aux = self.decoder(
+                x_BTE, positions, View(visibility), cross, types_BT=types_BT, deterministic=deterministic
+            )
+            return Output(hidden, aux=aux, encoder_hidden=encoder_hidden)
         if self.config.encoder is not None and cache.cross is None:
             raise ValueError("this cache has no room for the encoder's keys: give empty_cache its encoder_length")
         if segments is not None or prefix is not None:
@@ -205,20 +222,34 @@ class Model(nn.Module):
         cross = None
         if self.config.encoder is not None:
             cross = View(Visibility(valid_k=cache.cross_valid), encoder_hidden)
-        x_BTD, memory = self.decoder(x_BTD, positions, view, cross, Memory(cache.layers, cache.cross))
+        hidden, memory, aux = self.decoder(
+            x_BTE, positions, view, cross, Memory(cache.layers, cache.cross), types_BT=types_BT
+        )
         cache = cache.replace(layers=memory.attention, cross=memory.cross)
-        return Output(x_BTD, cache=cache, encoder_hidden=encoder_hidden)
+        return Output(hidden, aux=aux, cache=cache, encoder_hidden=encoder_hidden)
 
     def unembed(self, hidden: Array) -> Array:
         """Hidden vectors [..., D] -> float32 logits [..., V]."""
-        return self.unembedding()(hidden)
+        return self.unembedding()(self.transform(hidden))
+
+    def transform(self, hidden: Array) -> Array:
+        """What the head does to hidden vectors [..., D] before its output matrix; most heads do nothing."""
+        self._require_head()
+        return self.heads.lm.transformed(hidden)
 
     def unembedding(self) -> Unembed:
         """The head as a value, for losses: `model.apply(variables, method="unembedding")`."""
-        head = self.config.head
-        if head.tied:
-            return Unembed(self.embed.embedding, True, head.scale, head.softcap)
-        return Unembed(self.heads.lm.kernel, False, head.scale, head.softcap, self.heads.lm.adapter())
+        self._require_head()
+        return self.heads.lm.value(self.embed.embedding)
+
+    def _require_head(self) -> None:
+        if self.config.head is None:
+            raise ValueError("this model has no head over the vocabulary, and so no logits: its config.head is None")
+
+    def _types(self, token_types: Array | None, stack: StackConfig | None) -> Array | None:
+        if token_types is not None and not stack.input.segments:
+            raise ValueError("token_types given, but this model does not tell kinds of token apart")
+        return token_types
 
     def empty_cache(self, batch: int, slots: int, *, listed: bool = False, encoder_length: int = 0) -> Cache:
         """A cache for `slots` tokens of `batch` rows, in the dtype of activations."""

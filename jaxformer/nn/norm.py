@@ -33,7 +33,8 @@ class Norm(nn.Module):
         """[..., D] -> [..., D], normalised and rescaled by learned vectors [D]."""
         shape = x.shape[-1:]
         y = NORMS[self.config.kind](x.astype(jnp.float32), self.config.eps)
-        y *= jnp.broadcast_to(self.param("scale", nn.initializers.ones, shape).astype(jnp.float32), y.shape)
+        scale = self.param("scale", nn.initializers.constant(1 - self.config.offset), shape).astype(jnp.float32)
+        y *= jnp.broadcast_to(scale + self.config.offset, y.shape)
         if self.config.kind in SHIFTED:
             y += jnp.broadcast_to(self.param("bias", nn.initializers.zeros, shape).astype(jnp.float32), y.shape)
         return y.astype(x.dtype)

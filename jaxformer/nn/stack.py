@@ -1,4 +1,4 @@
-"""A stack of blocks, its input and its final norm. L layers, B batch, T length, D width."""
+"""A stack of blocks, its input and its final norm. L layers, B batch, T length, D width, E embedding width."""
 
 import dataclasses
 import functools
@@ -10,13 +10,14 @@ from flax import linen as nn
 from jax import Array
 
 from jaxformer import tree
-from jaxformer.config import LearnedConfig, SinusoidConfig, StackConfig
+from jaxformer.config import AlibiConfig, ExpertsConfig, LearnedConfig, RelativeConfig, SinusoidConfig, StackConfig
 from jaxformer.nn.attention import View
 from jaxformer.nn.axes import constrain
 from jaxformer.nn.block import Block, Memory
-from jaxformer.nn.linear import PRODUCT, Embed
+from jaxformer.nn.experts import Aux
+from jaxformer.nn.linear import PRODUCT, Embed, Linear
 from jaxformer.nn.norm import Norm
-from jaxformer.nn.positions import rotation, sinusoid
+from jaxformer.nn.positions import alibi, relative_bias, rotation, sinusoid
 
 Remat = Literal["none", "dots", "full"]
 POLICIES = {"dots": jax.checkpoint_policies.save_only_these_names(PRODUCT), "full": None}
@@ -32,6 +33,7 @@ class Stack(nn.Module):
 
     config: StackConfig
     width: int
+    embedding_width: int
     remat: Remat = "none"
     unroll: int = 1
     kernel: str = "auto"
@@ -39,39 +41,71 @@ class Stack(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x_BTD: Array,
+        x_BTE: Array,
         positions_BT: Array,
         view: View,
         cross_view: View | None = None,
         memory: Memory = Memory(),
+        types_BT: Array | None = None,
         deterministic: bool = True,
-    ) -> tuple[Array, Memory]:
-        """Return ([B, T, D], the caches with the new keys and values)."""
+    ) -> tuple[Array, Memory, Aux | None]:
+        """Return ([B, T, D], the caches with the new keys and values, sums over the routers)."""
         c = self.config
-        x_BTD = self._input(x_BTD, positions_BT, deterministic)
+        x_BTD = self._input(x_BTE, positions_BT, types_BT, deterministic)
+        view = dataclasses.replace(view, bias_HTS=self._bias(x_BTD.shape[1], view, memory))
         if self.is_initializing():
+            first = dataclasses.replace(view, bias_HTS=None)
             self.param(
                 "blocks",
-                functools.partial(self._init_blocks, x_BTD[:, :1], positions_BT[:, :1], view, cross_view),
+                functools.partial(self._init_blocks, x_BTD[:, :1], positions_BT[:, :1], first, cross_view),
             )
         blocks = {name: held["blocks"] for name, held in self.variables.items() if "blocks" in held}
         key = None if deterministic else self.make_rng("dropout")
         layer = functools.partial(self._layer, views=self._views(positions_BT, view), cross_view=cross_view, key=key)
         run = _loop if isinstance(blocks["params"], list) else functools.partial(_scan, unroll=self.unroll)
-        x_BTD, memory = run(_remat(layer, self.remat), blocks, x_BTD, memory, len(c.pattern), c.layers)
-        return (x_BTD if c.final_norm is None else Norm(c.final_norm, name="norm")(x_BTD)), memory
+        x_BTD, memory, aux = run(_remat(layer, self.remat), blocks, x_BTD, memory, c)
+        return x_BTD if c.final_norm is None else Norm(c.final_norm, name="norm")(x_BTD), memory, aux
 
-    def _input(self, x_BTD: Array, positions_BT: Array, deterministic: bool) -> Array:
+    def _input(self, x_BTE: Array, positions_BT: Array, types_BT: Array | None, deterministic: bool) -> Array:
         c = self.config.input
+        if c.scale != 1.0:
+            x_BTE *= jnp.asarray(c.scale, x_BTE.dtype)
+        if c.projection_first:
+            x_BTE = self._projected(x_BTE)
+        width = x_BTE.shape[-1]
         if isinstance(c.positions, LearnedConfig):
-            table = Embed(c.positions.length + c.positions.offset, self.width, name="position")
-            x_BTD += table(positions_BT + c.positions.offset).astype(x_BTD.dtype)
+            table = Embed(c.positions.length + c.positions.offset, width, name="position")
+            x_BTE += table(positions_BT + c.positions.offset).astype(x_BTE.dtype)
         elif isinstance(c.positions, SinusoidConfig):
-            x_BTD += sinusoid(positions_BT, self.width, c.positions).astype(x_BTD.dtype)
+            x_BTE += sinusoid(positions_BT, width, c.positions).astype(x_BTE.dtype)
+        if c.segments:
+            types_BT = jnp.zeros(x_BTE.shape[:2], jnp.int32) if types_BT is None else types_BT
+            x_BTE += Embed(c.segments, width, name="segment")(types_BT).astype(x_BTE.dtype)
         if c.norm is not None:
-            x_BTD = Norm(c.norm, name="input_norm")(x_BTD)
-        x_BTD = nn.Dropout(c.dropout, deterministic=deterministic)(x_BTD)
-        return constrain(x_BTD, ("batch", "length", "width"))
+            x_BTE = Norm(c.norm, name="input_norm")(x_BTE)
+        x_BTE = nn.Dropout(c.dropout, deterministic=deterministic)(x_BTE)
+        return constrain(self._projected(x_BTE), ("batch", "length", "width"))
+
+    def _projected(self, x_BTE: Array) -> Array:
+        """[B, T, E] -> [B, T, D], where they differ."""
+        width, bias = x_BTE.shape[-1], self.config.input.projection_bias
+        if width == self.width:
+            return x_BTE
+        return Linear((width,), (self.width,), bias, name="input_projection")(x_BTE)
+
+    def _bias(self, length: int, view: View, memory: Memory) -> Array | None:
+        """What distances add to the scores of every layer, [H, T, S]; S are the cache's slots where there is one."""
+        c = self.config
+        if c.bias is None:
+            return None
+        heads, start = c.pattern[0].attention.heads, view.visibility.start
+        keys = length if memory.attention is None else view.visibility.valid_k.shape[1]
+        start = 0 if start is None else start
+        if isinstance(c.bias, AlibiConfig):
+            return alibi(heads, length, keys, start)
+        assert isinstance(c.bias, RelativeConfig)
+        table = Embed(c.bias.buckets, heads, name="relative").embedding
+        return relative_bias(table, length, keys, start, c.causal, c.bias)
 
     def _views(self, positions_BT: Array, view: View) -> list[View]:
         """The view of each block of the pattern: its own window and rotation, computed once for all layers."""
@@ -102,21 +136,21 @@ class Stack(nn.Module):
         views: list[View],
         cross_view: View | None,
         key: Array | None,
-    ) -> tuple[Array, Memory]:
+    ) -> tuple[Array, Memory, Aux | None]:
         """Block `index`, the pattern's `place`-th; `slot` is its layer in a stacked cache."""
         block = Block(self.config.pattern[place], deterministic=key is None, parent=None)
         rngs = None if key is None else {"dropout": jax.random.fold_in(key, index)}
         return block.apply(variables, x_BTD, views[place], cross_view, memory, slot, rngs=rngs)  # type: ignore[return-value]
 
     def _init_blocks(self, x_BTD: Array, positions_BT: Array, view: View, cross_view: View | None, key: Array) -> Any:
-        """L independent draws of the block; what writes to the residual stream is scaled by (2L) ** -0.5.
+        """Independent draws of the block; what writes to the residual stream is scaled by (2L) ** -0.5.
 
         The scaling is that of "Language Models are Unsupervised Multitask Learners" (Radford et al., 2019), 2.3.
         """
         c = self.config
         block, views = Block(c.pattern[0], parent=None), self._views(positions_BT, view)
         one = lambda key: block.init(key, x_BTD, views[0], cross_view, Memory(), None)["params"]
-        drawn = jax.vmap(one)(jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(c.layers)))
+        drawn = jax.vmap(one)(jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(c.leading)))
         outputs, others = tree.split(drawn, RESIDUAL_OUTPUTS)
         return tree.merge(jax.tree.map(lambda leaf: leaf * (2 * c.layers) ** -0.5, outputs), others)
 
@@ -128,34 +162,54 @@ def _remat(layer: Any, remat: Remat) -> Any:
     return jax.checkpoint(layer, prevent_cse=False, policy=POLICIES[remat], static_argnums=(5,))
 
 
-def _scan(layer: Any, blocks: Any, x_BTD: Array, memory: Memory, period: int, layers: int, unroll: int) -> Any:
-    """Walk the pattern over stacked leaves; caches ride in the carry and are updated in place."""
+def _scan(layer: Any, blocks: Any, x_BTD: Array, memory: Memory, c: StackConfig, unroll: int) -> Any:
+    """Walk the pattern over stacked leaves, then what is left of it; caches ride in the carry, updated in place."""
+    shared, period = c.layers // c.leading, len(c.pattern)
+    aux = Aux.zero() if _routed(c) else None
 
-    def body(carry: tuple[Array, Memory], group: tuple[Any, Array]) -> tuple[tuple[Array, Memory], None]:
-        (x_BTD, memory), (leaves, first) = carry, group
+    def one(carry: Any, leaves: Any, index: Array | int, place: int) -> Any:
+        x_BTD, memory, aux = carry
+        x_BTD, memory, new = layer(leaves, x_BTD, memory, index, index, place)
+        return x_BTD, memory, jax.tree.map(jnp.add, aux, new)
+
+    def body(carry: Any, group: tuple[Any, Array]) -> tuple[Any, None]:
+        leaves, first = group
+        if shared > 1:
+            return jax.lax.scan(lambda c, i: (one(c, leaves, first + i, 0), None), carry, jnp.arange(shared))[0], None
         for place in range(period):
-            one = jax.tree.map(lambda leaf: leaf[place], leaves) if period > 1 else leaves
-            index = first + place
-            x_BTD, memory = layer(one, x_BTD, memory, index, index, place)
-        return (x_BTD, memory), None
+            carry = one(carry, _at(leaves, place) if period > 1 else leaves, first + place, place)
+        return carry, None
 
+    whole = c.leading - c.leading % period
+    walked = jax.tree.map(lambda leaf: leaf[:whole] if whole < c.leading else leaf, blocks)
     if period > 1:
-        blocks = jax.tree.map(lambda leaf: leaf.reshape(layers // period, period, *leaf.shape[1:]), blocks)
-    (x_BTD, memory), _ = jax.lax.scan(
-        body, (x_BTD, memory), (blocks, jnp.arange(0, layers, period)), unroll=min(unroll, layers // period)
-    )
-    return x_BTD, memory
+        walked = jax.tree.map(lambda leaf: leaf.reshape(whole // period, period, *leaf.shape[1:]), walked)
+    steps = jnp.arange(0, whole, period) * shared
+    carry, _ = jax.lax.scan(body, (x_BTD, memory, aux), (walked, steps), unroll=max(1, min(unroll, len(steps))))
+    for index in range(whole, c.leading):
+        carry = one(carry, _at(blocks, index), jnp.asarray(index), index % period)
+    return carry
 
 
-def _loop(layer: Any, blocks: Any, x_BTD: Array, memory: Memory, period: int, layers: int) -> Any:
+def _loop(layer: Any, blocks: Any, x_BTD: Array, memory: Memory, c: StackConfig) -> Any:
     """Walk over one dict of parameters, and one cache, a layer: never sliced inside a decoding loop."""
-    kept = []
-    for index in range(layers):
-        one = {name: held[index] for name, held in blocks.items()}
+    kept, aux = [], Aux.zero() if _routed(c) else None
+    for index in range(c.layers):
+        one = {name: held[index * c.leading // c.layers] for name, held in blocks.items()}
         own = jax.tree.map(lambda listed: listed[index], memory, is_leaf=lambda node: isinstance(node, list))
-        x_BTD, own = layer(one, x_BTD, own, None, index, index % period)
+        x_BTD, own, new = layer(one, x_BTD, own, None, index, index % len(c.pattern))
+        aux = jax.tree.map(jnp.add, aux, new)
         kept.append(own)
-    return x_BTD, Memory(*(_listed([getattr(own, name) for own in kept]) for name in ("attention", "cross")))
+    memory = Memory(*(_listed([getattr(own, name) for own in kept]) for name in ("attention", "cross")))
+    return x_BTD, memory, aux
+
+
+def _at(leaves: Any, index: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf[index], leaves)
+
+
+def _routed(c: StackConfig) -> bool:
+    return isinstance(c.pattern[0].mlp, ExpertsConfig)
 
 
 def _listed(caches: list[Any]) -> list[Any] | None:

@@ -59,6 +59,15 @@ class Visibility:
             seen_BTS = seen_BTS & same_BTS & (segments[0] != 0)[:, :, None]
         return seen_BTS
 
+    def real(self) -> Array | None:
+        """Which tokens are no padding, bool [B, T]; None where all are, or where keys are those of a cache."""
+        if self.start is not None:
+            return None
+        if self.segments_q is not None:
+            seen = self.segments_q != 0
+            return seen if self.valid_k is None else seen & self.valid_k
+        return self.valid_k
+
     def sighted(self, queries: int, keys: int) -> Array | None:
         """Which queries see anything at all, bool [B or 1, T]; None where all do whatever the arrays hold."""
         always_something = (

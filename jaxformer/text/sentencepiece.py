@@ -14,7 +14,8 @@ from tokenizers import AddedToken, decoders, models, normalizers
 from tokenizers import Tokenizer as JsonTokenizer
 
 from jaxformer.text.files import write_file
-from jaxformer.text.special import read_special, write_special
+from jaxformer.text.special import Published, read_published, write_special
+from jaxformer.text.template import Template, flagged
 
 MODEL_FILE = "tokenizer.model"
 MARK = "\u2581"  # how SentencePiece writes a space in its pieces, unless told not to
@@ -26,10 +27,17 @@ BORDER = "\ue000"  # of the private use area: where the trainer may not join pie
 class SentencePieceTokenizer:
     """A SentencePiece model (the bytes of a tokenizer.model) behind the Tokenizer protocol.
 
-    `tokens` names special tokens by role where they differ from those of the model itself.
+    `tokens` names special tokens by role where they differ from those of the model itself. `published` is what
+    `save` writes, in place of files of its own.
     """
 
-    def __init__(self, model: bytes, tokens: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        model: bytes,
+        tokens: dict[str, str] | None = None,
+        chat_template: str | None = None,
+        published: Published | None = None,
+    ) -> None:
         self.model = model
         self.processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.vocab_size: int = self.processor.get_piece_size()
@@ -40,6 +48,9 @@ class SentencePieceTokenizer:
             if self.processor.id_to_piece(i) == token:  # an unknown token gets the id of unk
                 self.specials[role] = i
         self.bos, self.eos, self.pad = (self.specials.get(role) for role in ("bos", "eos", "pad"))
+        self.chat_template = chat_template
+        self.published = published
+        self.template = flagged(Template(), published.config if published else {}, self.bos, self.eos)
         self._skipped = frozenset(self.specials.values())
 
     def encode(self, text: str) -> list[int]:
@@ -65,9 +76,12 @@ class SentencePieceTokenizer:
         return digest.hexdigest()
 
     def save(self, folder: str | Path) -> None:
-        """Writes tokenizer.model, the special tokens, and tokenizer.json where it can say the same."""
+        """Writes the files that were read; else tokenizer.model, special tokens, and tokenizer.json if it can."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        if self.published is not None:
+            self.published.write(folder)
+            return
         write_file(folder / MODEL_FILE, self.model)
         config: dict[str, Any] = {"add_bos_token": False, "add_eos_token": False}
         twin = json_twin(self)
@@ -78,13 +92,19 @@ class SentencePieceTokenizer:
                 "clean_up_tokenization_spaces": False,
                 "split_special_tokens": True,
             }
-        write_special(folder, {role: self.piece(i) for role, i in self.specials.items()}, config)
+        write_special(folder, {role: self.piece(i) for role, i in self.specials.items()}, config, self.chat_template)
 
 
-def load_sentencepiece(folder: str | Path) -> SentencePieceTokenizer:
+def load_sentencepiece(published: Published | str | Path) -> SentencePieceTokenizer:
     """Reads tokenizer.model, and special tokens from the files beside it."""
-    folder = Path(folder)
-    return SentencePieceTokenizer((folder / MODEL_FILE).read_bytes(), read_special(folder))
+    if not isinstance(published, Published):
+        published = read_published(published)
+    try:
+        return SentencePieceTokenizer(
+            published.files[MODEL_FILE], published.special, published.chat_template, published
+        )
+    except RuntimeError as error:
+        raise ValueError(f"{published.name}/{MODEL_FILE}: not a SentencePiece model: {error}") from None
 
 
 def train_sentencepiece(

@@ -3,14 +3,22 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
-from jaxformer.text.sentencepiece import MODEL_FILE, load_sentencepiece, train_sentencepiece
+from jaxformer.text.published import load_published
+from jaxformer.text.sentencepiece import MODEL_FILE, json_twin, load_sentencepiece, train_sentencepiece
+from jaxformer.text.special import Published, read_published
+from jaxformer.text.template import Template
 from jaxformer.text.tokenizer_json import JSON_FILE, load_json, train_byte_bpe, train_wordpiece
 
 
 class Tokenizer(Protocol):
-    """Text to ids and back. A tokenizer knows neither arrays nor templates."""
+    """Text to ids and back; it knows no arrays.
+
+    `encode` and `decode` speak of text alone: special tokens are added by `template`, where a model was trained
+    with them around its text, or by the one who writes a prompt. Published tokenizers recognise the names of
+    special tokens within a text. Loaded and saved again, a tokenizer's files are the same bytes.
+    """
 
     @property
     def vocab_size(self) -> int:
@@ -35,6 +43,16 @@ class Tokenizer(Protocol):
     @property
     def specials(self) -> Mapping[str, int]:
         """Ids of special tokens by role: bos, eos, unk, pad, mask, cls, sep, as far as there are."""
+        ...
+
+    @property
+    def chat_template(self) -> str | None:
+        """How messages become one text, for `chat.render`; None where nothing says it."""
+        ...
+
+    @property
+    def template(self) -> Template:
+        """`template(ids, pair_ids=None)` gives (ids, token types) with special tokens, as the model reads them."""
         ...
 
     def encode(self, text: str) -> list[int]:
@@ -95,14 +113,33 @@ def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
     raise ValueError(f"tokenizer kind {config.kind!r}: expected sentencepiece, byte_bpe or wordpiece")
 
 
-def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """Opens the tokenizer in `folder`: tokenizer.model before tokenizer.json."""
+def load_tokenizer(folder: str | Path, tokenizer: Mapping[str, Any] | None = None) -> Tokenizer:
+    """Opens the tokenizer in `folder`: tokenizer.json as it is; without one, as a family's TOKENIZER says.
+
+    tokenizer.json goes first because it alone holds the tokens that were added to a published model file. Where
+    tokenizer.model says the very same, as for tokenizers trained here, that is opened in its place: it is faster.
+    Without `tokenizer` (see published.py) a tokenizer.model is read as its own library reads it.
+
+    Raises FileNotFoundError where there is no tokenizer that can be read, ValueError where a file is broken.
+    """
+    published = read_published(folder)
+    if JSON_FILE in published.files:
+        return load_sentencepiece(published) if _is_twin(published) else load_json(published)
+    if tokenizer is not None:
+        return load_published(published, tokenizer)
+    if MODEL_FILE in published.files:
+        return load_sentencepiece(published)
     folder = Path(folder)
-    if (folder / MODEL_FILE).is_file():
-        return load_sentencepiece(folder)
-    if (folder / JSON_FILE).is_file():
-        return load_json(folder)
     there = ", ".join(sorted(p.name for p in folder.iterdir())[:10]) if folder.is_dir() else "no such folder"
     raise FileNotFoundError(
-        f"{folder}: no tokenizer: looked for {MODEL_FILE} and {JSON_FILE}, found: {there or 'nothing'}"
+        f"{folder}: no tokenizer: looked for {JSON_FILE} and {MODEL_FILE}, found: {there or 'nothing'}; "
+        "other files need the family's TOKENIZER to be read"
     )
+
+
+def _is_twin(published: Published) -> bool:
+    """Whether tokenizer.json is what `SentencePieceTokenizer.save` writes beside this tokenizer.model."""
+    if MODEL_FILE not in published.files or not published.split_special:
+        return False
+    twin = json_twin(load_sentencepiece(published))
+    return twin is not None and twin.to_str() == load_json(published).inner.to_str()

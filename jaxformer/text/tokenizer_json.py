@@ -4,14 +4,17 @@ Byte-level BPE: Radford et al. 2019, section 2.2. WordPiece as used by Devlin et
 """
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from jaxformer.text.files import read_json, write_file
-from jaxformer.text.special import read_special, write_special
+from jaxformer.text.files import write_file
+from jaxformer.text.special import Published, read_published, write_special
+from jaxformer.text.template import Template, of_post_processor
 
 JSON_FILE = "tokenizer.json"
 BYTE_BPE_TOKENS = {"unk": "<unk>", "bos": "<s>", "eos": "</s>", "pad": "<pad>"}
@@ -23,10 +26,19 @@ class JsonTokenizer:
     """A `tokenizers.Tokenizer` behind the Tokenizer protocol; `tokens` names its special tokens by role.
 
     Where a model has cls and sep alone (BERT), they stand for bos and eos. `split_special` makes the names
-    of special tokens within a text ordinary text; published tokenizers mostly recognise them.
+    of special tokens within a text ordinary text; published tokenizers mostly recognise them. `template`:
+    None takes that of the post_processor. `published` is what `save` writes, in place of files of its own.
     """
 
-    def __init__(self, inner: Tokenizer, tokens: Mapping[str, str], split_special: bool = False) -> None:
+    def __init__(
+        self,
+        inner: Tokenizer,
+        tokens: Mapping[str, str],
+        split_special: bool = False,
+        template: Template | None = None,
+        chat_template: str | None = None,
+        published: Published | None = None,
+    ) -> None:
         self.inner = inner
         self.inner.no_padding()
         self.inner.no_truncation()
@@ -37,6 +49,9 @@ class JsonTokenizer:
         self.bos = self.specials.get("bos", self.specials.get("cls"))
         self.eos = self.specials.get("eos", self.specials.get("sep"))
         self.pad = self.specials.get("pad")
+        self.template = template or of_post_processor(_state(inner.post_processor))
+        self.chat_template = chat_template
+        self.published = published
         self._skipped = frozenset(self.specials.values())
 
     def encode(self, text: str) -> list[int]:
@@ -65,28 +80,54 @@ class JsonTokenizer:
         return digest.hexdigest()
 
     def save(self, folder: str | Path) -> None:
-        """Writes tokenizer.json and the special tokens."""
+        """Writes the files that were read, or else tokenizer.json and what lies beside it."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        if self.published is not None:
+            self.published.write(folder)
+            return
         write_file(folder / JSON_FILE, self.inner.to_str(pretty=True).encode())
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,
             "split_special_tokens": self.inner.encode_special_tokens,
         }
-        write_special(folder, {role: self.piece(i) for role, i in self.specials.items()}, config)
+        write_special(folder, {role: self.piece(i) for role, i in self.specials.items()}, config, self.chat_template)
 
 
-def load_json(folder: str | Path) -> JsonTokenizer:
-    """Reads tokenizer.json, and the special tokens from tokenizer_config.json or special_tokens_map.json."""
-    folder = Path(folder)
+def load_json(published: Published | str | Path) -> JsonTokenizer:
+    """Reads tokenizer.json as it is, and adds the tokens that the files beside it name and it does not."""
+    if not isinstance(published, Published):
+        published = read_published(published)
+    path = f"{published.name}/{JSON_FILE}"
     try:
-        inner = Tokenizer.from_file(str(folder / JSON_FILE))
+        inner = Tokenizer.from_buffer(published.files[JSON_FILE])
     except Exception as error:  # the library raises nothing narrower
-        path = folder / JSON_FILE
         raise ValueError(f"{path}: not a tokenizer of the tokenizers library: {error}") from None
-    split_special = bool(read_json(folder / "tokenizer_config.json").get("split_special_tokens", False))
-    return JsonTokenizer(inner, read_special(folder), split_special)
+    try:
+        add_tokens(inner, published.added)
+        template = of_post_processor(_state(inner.post_processor))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return JsonTokenizer(
+        inner, published.special, published.split_special, template, published.chat_template, published
+    )
+
+
+def add_tokens(inner: Tokenizer, added: Iterable[tuple[int | None, AddedToken]]) -> None:
+    """Adds each token that `inner` does not recognise yet. Raises a ValueError where one cannot have its id."""
+    known = {token.content for token in inner.get_added_tokens_decoder().values()}
+    missing = [(i, token) for i, token in added if token.content not in known]
+    inner.add_tokens([token for _, token in missing])
+    wrong = [(t.content, i, inner.token_to_id(t.content)) for i, t in missing if i is not None]
+    wrong = [each for each in wrong if each[1] != each[2]]
+    if wrong:
+        listed = ", ".join(f"{token!r} asks for id {asked}, {got} is free" for token, asked, got in wrong[:5])
+        raise ValueError(f"added tokens do not follow the vocabulary: {listed}")
+
+
+def _state(post_processor: Any) -> Any:
+    return None if post_processor is None else json.loads(post_processor.__getstate__())
 
 
 def train_byte_bpe(texts: Iterable[str], vocab_size: int) -> JsonTokenizer:

@@ -1,59 +1,60 @@
 """The engine that runs a family's rows in both directions: published tensors <-> our tree of parameters."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import prod
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Sharding
 
 from jaxformer import tree
 from jaxformer.names import Row
+from jaxformer.weights import layout
+from jaxformer.weights.layout import Tensor
 
 DTYPES = ("float32", "bfloat16", "float16")
 """What parameters may be stored as."""
+HEADS = "heads/"
+"""Where the paths of heads begin."""
 Index = tuple[slice, ...]
-
-
-class Tensor(Protocol):
-    """A published tensor; an index of slices reads no more than that part. A numpy array is one."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its size along each axis."""
-        ...
-
-    @property
-    def dtype(self) -> Any:
-        """What str() makes "float32", "bfloat16", ... of."""
-        ...
-
-    def __getitem__(self, index: Any, /) -> np.ndarray: ...
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Leaf:
-    """One parameter of ours and the published tensors that fill it: one, or one a layer."""
+    """One parameter of ours and the published tensors that fill it, each at its place in the stacked axes."""
 
     row: Row
-    shape: tuple[int, ...]
-    tensors: list[Tensor]
+    shape: Shape
+    tensors: dict[tuple[int, ...], Tensor]
     dtype: Any
 
     def read(self, index: Index | None = None) -> np.ndarray:
-        """leaf[index], out of no more than the layers and slices that it needs; None is all of it."""
+        """leaf[index], out of no more than the tensors and slices that it needs; None is all of it."""
         index = index or (slice(None),) * len(self.shape)
         spans = [range(size)[part] for size, part in zip(self.shape, index, strict=True)]
-        if not self.row.stacked:
-            return _cut(self.row, self.shape, self.tensors[0], spans).astype(self.dtype, order="C")
-        out = np.empty([len(span) for span in spans], self.dtype)
-        for i, layer in enumerate(spans[0]):
-            out[i] = _cut(self.row, self.shape[1:], self.tensors[layer], spans[1:])
+        out = _aligned(tuple(len(span) for span in spans), np.dtype(self.dtype))
+        stacked = len(self.row.stacked)
+        for at in np.ndindex(out.shape[:stacked]):
+            tensor = self.tensors[tuple(span[i] for span, i in zip(spans, at, strict=False))]
+            layout.fill(out[at], self.row, self.shape[stacked:], tensor, spans[stacked:])
         return out
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What fills each parameter."""
+
+    leaves: dict[str, Leaf]
+    fresh: tuple[str, ...] = ()
+    """Paths of heads that no tensor fills, sorted."""
+    dropped: tuple[str, ...] = ()
+    """Names of published tensors of heads that fill nothing, sorted."""
 
 
 def load(
@@ -67,38 +68,41 @@ def load(
 ) -> dict[str, Any]:
     """The tree of parameters that `shapes` (jax.ShapeDtypeStructs) describes, filled from published tensors.
 
-    `dtype` None keeps the file's. A leaf whose shape carries a sharding is read shard by shard, each put on
-    its device; any other goes to the default device. Where no name begins with `prefix`, names are read
-    without it; `ignored` are patterns of published names that are no parameters.
-
-    Raises one ValueError, before anything is allocated, that lists every tensor which is missing, unknown, of
-    another shape or of a dtype that parameters cannot have.
+    `plan` makes the checks, `place` reads: all of them fit exactly, or nothing is allocated.
     """
-    leaves = plan(rows, shapes, tensors, prefix=prefix, ignored=ignored, dtype=dtype)
-    flat = {}
+    return place(plan(rows, shapes, tensors, prefix=prefix, ignored=ignored, dtype=dtype), shapes)
+
+
+def place(planned: Plan, shapes: Mapping[str, Any], fresh: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The tree of parameters; `fresh` are arrays for the paths that the plan calls so.
+
+    A leaf whose shape carries a sharding is read shard by shard, each put on its devices before the next is
+    read; any other goes to the default device. In host memory there is never more beside what is placed than
+    one shard, and on the CPU, which takes the shard itself over, than a few pieces of `layout.PIECE`.
+    """
+    flat, fresh = {}, fresh or {}
+    if fresh.keys() != set(planned.fresh):
+        raise ValueError(f"fresh: expected arrays for {list(planned.fresh)}, got them for {sorted(fresh)}")
     for path, shape in tree.flatten(shapes).items():
-        leaf, home = leaves[path], getattr(shape, "sharding", None)
-        if home is None:
-            flat[path] = jnp.asarray(leaf.read())
+        if path in fresh:
+            flat[path] = fresh[path]
         else:
-            flat[path] = jax.make_array_from_callback(leaf.shape, home, leaf.read)
+            flat[path] = _put(planned.leaves[path], getattr(shape, "sharding", None))
     return tree.unflatten(flat)
 
 
 def export(rows: Sequence[Row], params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The published tensors of a tree of parameters, bit for bit, in the rows' order; mostly views."""
     flat = tree.flatten(params)
-    _check_rows(rows, flat)
-    parts: dict[str, list[np.ndarray]] = {}
-    axes: dict[str, int] = {}
-    for row in rows:
-        leaf = np.asarray(flat[row.path])
-        for layer, ours in enumerate(leaf if row.stacked else [leaf]):
-            name = row.published.format(layer=layer)
-            groups, axes[name] = _groups(row, ours.ndim)
-            shape = [prod(ours.shape[axis] for axis in group) for group in groups]
-            parts.setdefault(name, []).append(ours.transpose([a for group in groups for a in group]).reshape(shape))
-    return {name: same[0] if len(same) == 1 else np.concatenate(same, axes[name]) for name, same in parts.items()}
+    _check_rows(rows, {path: leaf.shape for path, leaf in flat.items()})
+    tensors: dict[str, np.ndarray] = {}
+    for same in _fused(rows).values():
+        leaves = [np.asarray(flat[row.path]) for row in same]
+        for at in np.ndindex(leaves[0].shape[: len(same[0].stacked)]):
+            name = same[0].spelled(at)[0]
+            assert name not in tensors, f"{name}: two rows publish it"
+            tensors[name] = layout.join(same, [leaf[at] for leaf in leaves])
+    return tensors
 
 
 def plan(
@@ -109,44 +113,44 @@ def plan(
     prefix: str = "",
     ignored: Sequence[str] = (),
     dtype: Any = None,
-) -> dict[str, Leaf]:
-    """{path: what fills it}: all of `load`'s checks, and nothing allocated."""
+    heads: Sequence[str] | None = None,
+) -> Plan:
+    """What fills each parameter that `shapes` (jax.ShapeDtypeStructs) describes; nothing is allocated.
+
+    `dtype` None keeps the file's. Where no name begins with `prefix`, names are read without it; `ignored` are
+    patterns of published names that are no parameters. With `heads`, patterns of published names, the file may
+    be of a model with other heads: what is under `heads/` and is not there in its shape is left to be `fresh`,
+    and tensors of these names that fill nothing are `dropped`.
+
+    Raises one ValueError that lists every tensor which is missing, unknown, of another shape or of a dtype that
+    parameters cannot have.
+    """
     flat = {path: tuple(leaf.shape) for path, leaf in tree.flatten(shapes).items()}
     _check_rows(rows, flat)
     wanted = None if dtype is None else check_dtype(dtype)
     bare = not any(name.startswith(prefix) for name in tensors)
     spell = (lambda name: name.removeprefix(prefix)) if bare else str
     leaves: dict[str, Leaf] = {}
+    fresh: list[str] = []
     used: set[str] = set()
+    dropped: set[str] = set()
     wrong: list[str] = []
     for row in rows:
-        shape = flat[row.path]
-        expected = _published_shape(row, shape[1:] if row.stacked else shape)
-        found: list[Tensor] = []
-        for layer in range(shape[0]) if row.stacked else [0]:
-            names = [spell(name.format(layer=layer)) for name in (row.published, *row.also)]
-            there = [name for name in names if name in tensors]
-            used.update(there)
-            if not there:
-                wrong.append(f"{names[0]}: missing")
-                continue
-            tensor = tensors[there[0]]
-            if tuple(tensor.shape) != expected:
-                wrong.append(f"{there[0]}: expected shape {expected}, found {tuple(tensor.shape)}")
-            wrong += [
-                f"{other}: differs from {there[0]}, with which it is tied: set tie_word_embeddings to false"
-                for other in there[1:]
-                if not np.array_equal(tensor[:], tensors[other][:])
-            ]
-            found.append(tensor)
-        stored = sorted({str(tensor.dtype) for tensor in found})
-        wrong += _dtype_problems(row, stored, wanted)
-        leaves[row.path] = Leaf(row, shape, found, stored[0] if wanted is None and stored else wanted)
-    buffers = {name for pattern in ignored for name in tensors if fnmatchcase(name, spell(pattern))}
-    wrong += [f"{name}: unknown, no parameter of this architecture" for name in tensors.keys() - used - buffers]
+        found, there, misfits = _find(row, flat[row.path], tensors, spell)
+        if misfits and heads is not None and row.path.startswith(HEADS):
+            fresh.append(row.path)
+            dropped |= there
+            continue
+        stored = sorted({str(tensor.dtype) for tensor in found.values()})
+        used |= there
+        wrong += [*misfits, *_dtype_problems(row, stored, wanted)]
+        leaves[row.path] = Leaf(row, flat[row.path], found, stored[0] if wanted is None and stored else wanted)
+    dropped |= _named(tensors, map(spell, heads or ()))
+    others = tensors.keys() - used - dropped - _named(tensors, map(spell, ignored))
+    wrong += [f"{name}: unknown, no parameter of this architecture" for name in others]
     if wrong:
         _complain(sorted(set(wrong)))
-    return leaves
+    return Plan(leaves, tuple(sorted(fresh)), tuple(sorted(dropped - used)))
 
 
 def check_dtype(dtype: Any) -> Any:
@@ -158,6 +162,47 @@ def check_dtype(dtype: Any) -> Any:
     if str(found) not in DTYPES:
         raise ValueError(f"dtype {dtype!r}: parameters are stored as one of {', '.join(DTYPES)}")
     return found
+
+
+def _find(
+    row: Row, shape: Shape, tensors: Mapping[str, Tensor], spell: Callable[[str], str]
+) -> tuple[dict[tuple[int, ...], Tensor], set[str], list[str]]:
+    """(the row's tensors by their place in the stacked axes, all names under which they are there, what is wrong)."""
+    stacked = len(row.stacked)
+    expected = layout.published_shape(row, shape[stacked:])
+    found: dict[tuple[int, ...], Tensor] = {}
+    used: set[str] = set()
+    wrong: list[str] = []
+    for at in np.ndindex(shape[:stacked]):
+        names = [spell(name) for name in row.spelled(at)]
+        there = [name for name in names if name in tensors]
+        used.update(there)
+        if not there:
+            wrong.append(f"{names[0]}: missing")
+            continue
+        found[at] = tensor = tensors[there[0]]
+        if tuple(tensor.shape) != expected:
+            wrong.append(f"{there[0]}: expected shape {expected}, found {tuple(tensor.shape)}")
+        wrong += [
+            f"{other}: differs from {there[0]}, with which it is tied: set tie_word_embeddings to false"
+            for other in there[1:]
+            if not _equal(tensor, tensors[other])
+        ]
+    return found, used, wrong
+
+
+def _named(names: Iterable[str], patterns: Iterable[str]) -> set[str]:
+    return {name for pattern in patterns for name in names if fnmatchcase(name, pattern)}
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same numbers; no more than a piece of each is read at once."""
+    if tuple(one.shape) != tuple(other.shape):
+        return False
+    first, *others = one.shape
+    step = max(1, layout.PIECE // max(1, prod(others)))
+    pieces = [(slice(i, min(i + step, first)), *(slice(0, size) for size in others)) for i in range(0, first, step)]
+    return all(np.array_equal(one[piece], other[piece]) for piece in pieces)
 
 
 def _dtype_problems(row: Row, stored: list[str], wanted: Any) -> list[str]:
@@ -182,52 +227,51 @@ def _complain(wrong: list[str], most: int = 20) -> None:
     )
 
 
-def _check_rows(rows: Sequence[Row], paths: Iterable[str]) -> None:
-    """Every parameter is named by one row, every fused tensor by all its parts in order."""
-    counts = Counter(row.path for row in rows)
-    wrong = [f"{path}: {counts[path]} rows" for path in paths if counts[path] != 1]
-    wrong += [f"{path}: no such parameter" for path in counts.keys() - set(paths)]
-    parts: dict[str, list[Any]] = {}
+def _fused(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """{published name: the rows of its parts in their order}."""
+    fused: dict[str, list[Row]] = {}
     for row in rows:
-        parts.setdefault(row.published, []).append(row.part)
-    for name, given in parts.items():
-        if given not in ([None], [(i, len(given)) for i in range(len(given))]):
-            wrong.append(f"{name}: parts {given}")
+        fused.setdefault(row.published, []).append(row)
+    return {name: sorted(same, key=lambda row: row.part or (0, 1, 1)) for name, same in fused.items()}
+
+
+def _check_rows(rows: Sequence[Row], shapes: Mapping[str, Shape]) -> None:
+    """Every parameter is named by one row, which fits it; every fused tensor by parts without gap or overlap."""
+    counts = Counter(row.path for row in rows)
+    wrong = [f"{path}: {counts[path]} rows" for path in shapes if counts[path] != 1]
+    wrong += [f"{path}: no such parameter" for path in counts.keys() - shapes.keys()]
+    for name, same in _fused([row for row in rows if row.path in shapes]).items():
+        ours = [shapes[row.path][len(row.stacked) :] for row in same]
+        found = [layout.problem(row, shape) for row, shape in zip(same, ours, strict=True)]
+        unfit = [f"{row.path}: {problem}" for row, problem in zip(same, found, strict=True) if problem]
+        starts, stops, totals = zip(*(row.part or (0, 1, 1) for row in same), strict=True)
+        if len(set(totals)) > 1 or (*starts, totals[0]) != (0, *stops):
+            wrong.append(f"{name}: parts {[row.part for row in same]} leave a gap or overlap")
+        elif not unfit and len({layout.whole(row, shape) for row, shape in zip(same, ours, strict=True)}) > 1:
+            wrong.append(f"{name}: units of different shapes, in parts of {ours}")
+        wrong += unfit
     if wrong:
         raise ValueError("rows must name each parameter exactly once:\n" + "\n".join(sorted(wrong)))
 
 
-def _groups(row: Row, ndim: int) -> tuple[list[tuple[int, ...]], int]:
-    """(for each published axis our axes that are flattened in it, which of them holds the outputs)."""
-    if row.layout == "same":
-        groups: list[tuple[int, ...]] = [(axis,) for axis in range(ndim)]
-    else:
-        ends = [tuple(range(row.inputs)), tuple(range(row.inputs, ndim))]
-        groups = [group for group in (ends if row.layout == "in_out" else ends[::-1]) if group]
-    return groups, next((i for i, group in enumerate(groups) if ndim - 1 in group), 0)
+def _put(leaf: Leaf, home: Sharding | None) -> jax.Array:
+    """The leaf on the devices of its sharding, or on the default device; a shard for several is read once."""
+    if home is None:
+        return jax.block_until_ready(jax.device_put(leaf.read(), may_alias=True))
+    shards: dict[str, tuple[Index, list[jax.Device]]] = {}
+    for device, index in home.addressable_devices_indices_map(leaf.shape).items():
+        assert index is not None
+        shards.setdefault(str(index), (index, []))[1].append(device)
+    placed: list[jax.Array] = []
+    for index, devices in shards.values():
+        shard = leaf.read(index)
+        placed += jax.block_until_ready([jax.device_put(shard, device, may_alias=True) for device in devices])
+    return jax.make_array_from_single_device_arrays(leaf.shape, home, placed)
 
 
-def _published_shape(row: Row, shape: tuple[int, ...]) -> tuple[int, ...]:
-    groups, outputs = _groups(row, len(shape))
-    sizes = [prod(shape[axis] for axis in group) for group in groups]
-    if row.part is not None:
-        sizes[outputs] *= row.part[1]
-    return tuple(sizes)
-
-
-def _cut(row: Row, shape: tuple[int, ...], tensor: Tensor, spans: Sequence[range]) -> np.ndarray:
-    """Our spans of a parameter of this shape, out of the published tensor.
-
-    Of axes that are flattened together the first is cut while reading, the others after it.
-    """
-    groups, outputs = _groups(row, len(shape))
-    index, sizes, rest = [], [], [slice(span.start, span.stop) for span in spans]
-    for i, (first, *others) in enumerate(groups):
-        inner = prod(shape[axis] for axis in others)
-        offset = shape[first] * row.part[0] if row.part is not None and i == outputs else 0
-        index.append(slice((offset + spans[first].start) * inner, (offset + spans[first].stop) * inner))
-        sizes += [len(spans[first]), *(shape[axis] for axis in others)]
-        rest[first] = slice(None)
-    block = tensor[tuple(index)].reshape(sizes)
-    ours = block.transpose(np.argsort([axis for group in groups for axis in group]))
-    return ours[tuple(rest)]
+def _aligned(shape: Shape, dtype: np.dtype) -> np.ndarray:
+    """An array that begins at a multiple of 64 bytes: on the CPU jax takes such a one over and copies any other."""
+    size = prod(shape) * dtype.itemsize
+    raw = np.empty(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(dtype).reshape(shape)

@@ -1,49 +1,50 @@
-"""The published layout of a model: config.json, generation_config.json, safetensors files."""
+"""The published layout of a model: config.json, generation_config.json, files of tensors.
+
+Safetensors files are read and written; PyTorch's .bin and Flax's .msgpack files are read where there are none.
+"""
 
 import contextlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import numpy as np
-from safetensors import safe_open
 from safetensors.numpy import save_file
+
+from jaxformer.weights import msgpacked
+from jaxformer.weights.layout import Tensor
+from jaxformer.weights.mapped import open_safetensors
+from jaxformer.weights.pickled import open_pickled
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-LAYOUT = (
-    *(CONFIG, GENERATION, WEIGHTS, INDEX, "model-*-of-*.safetensors"),
-    *(
-        "tokenizer.model",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "added_tokens.json",
-    ),
-    *("vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja"),
+PICKLED, FLAX = "pytorch_model.bin", "flax_model.msgpack"
+TENSORS = (
+    (WEIGHTS, INDEX, "model-*-of-*.safetensors"),
+    (PICKLED, f"{PICKLED}.index.json", "pytorch_model-*-of-*.bin"),
+    (FLAX, f"{FLAX}.index.json", "flax_model-*-of-*.msgpack"),
 )
+"""Names of the files of tensors: one file, or an index and the files that it lists. The first found is read."""
+ABOUT = (
+    *(CONFIG, GENERATION, "chat_template.jinja", "chat_template.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "vocab.txt", "merges.txt", "target_vocab.json"),
+    *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "spm.model", "source.spm", "target.spm"),
+    # What says how sentences are made into vectors.
+    *("modules.json", "sentence_*_config.json", "config_sentence_transformers.json"),
+    *("1_Pooling", "1_Pooling/config.json", "2_Normalize", "2_Normalize/config.json"),
+)
+LAYOUT = (*ABOUT, *(name for names in TENSORS for name in names))
 """Names of the files of a published model; * stands for a number."""
-DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
-
-
-@dataclass(frozen=True)
-class FileTensor:
-    """A tensor in a safetensors file, mapped: an index of slices reads that part."""
-
-    part: Any
-    shape: tuple[int, ...]
-    dtype: str
-
-    def __getitem__(self, index: Any) -> np.ndarray:
-        return self.part[index]
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,13 @@ class Published:
     config: dict[str, Any]
     generation: dict[str, Any]
     """{} where there is no such file."""
-    tensors: dict[str, FileTensor]
+    tensors: dict[str, Tensor]
 
 
 def resolve(source: str | os.PathLike[str], revision: str | None = None) -> Path:
     """The folder that a source means: itself, or the files of a hub id, fetched or cached.
+
+    Of a hub id's files of tensors no more are fetched than are read: pickles only where nothing else is there.
 
     Raises FileNotFoundError where it is neither a folder nor a hub id that can be had, ValueError for the
     revision of a folder.
@@ -71,7 +74,12 @@ def resolve(source: str | os.PathLike[str], revision: str | None = None) -> Path
     if folder.exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", hub_id) or hub_id.startswith("."):
         raise FileNotFoundError(f"{source}: no such folder, and not a hub id of the form owner/name")
     try:
-        return Path(huggingface_hub.snapshot_download(hub_id, revision=revision, allow_patterns=list(LAYOUT)))
+        for names in TENSORS:
+            wanted = [*ABOUT, *names]
+            folder = Path(huggingface_hub.snapshot_download(hub_id, revision=revision, allow_patterns=wanted))
+            if any((folder / name).is_file() for name in names):
+                break
+        return folder
     except (OSError, ValueError) as error:
         at = f" at revision {revision}" if revision else ""
         raise FileNotFoundError(
@@ -92,39 +100,57 @@ def read(folder: Path) -> Published:
     )
 
 
-def open_tensors(folder: Path) -> dict[str, FileTensor]:
-    """Every tensor of model.safetensors, or of the files that its index lists."""
-    if (folder / WEIGHTS).is_file():
-        return _open_file(folder / WEIGHTS)
-    if not (folder / INDEX).is_file():
-        pickled = sorted(path.name for path in folder.glob("pytorch_model*.bin"))
-        raise FileNotFoundError(
-            f"{folder}: neither {WEIGHTS} nor {INDEX} is there"
-            + (f"; {', '.join(pickled)} is a pickle, which may run code and is not read:" if pickled else "")
-            + (" publish it as safetensors first (save_pretrained of the reference writes them)" if pickled else "")
-        )
-    places = read_json(folder / INDEX).get("weight_map", {})
-    missing = sorted({name for name in places.values() if not (folder / name).is_file()})
-    if missing or not places:
-        raise FileNotFoundError(f"{folder / INDEX}: these files are missing: {', '.join(missing) or 'all'}")
-    opened = {name: _open_file(folder / name) for name in sorted(set(places.values()))}
-    lost = sorted(name for name, place in places.items() if name not in opened[place])
+def open_tensors(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of the first of TENSORS that is there: of one file, or of the files that its index lists."""
+    for single, index, _ in TENSORS:
+        if (folder / single).is_file():
+            return _open_file(folder / single)
+        if (folder / index).is_file():
+            return _open_index(folder / index)
+    looked_for = ", ".join(name for single, index, _ in TENSORS for name in (single, index))
+    raise FileNotFoundError(f"{folder}: no tensors: none of {looked_for} is there")
+
+
+def _open_index(path: Path) -> dict[str, Tensor]:
+    places = read_json(path).get("weight_map")
+    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
+        raise ValueError(f"{path}: expected a weight_map of tensors and the files that hold them")
+    files = sorted(set(places.values()))
+    outside = [name for name in files if Path(name).name != name or "\\" in name or name == ".."]
+    if outside:
+        raise ValueError(f"{path}: these are not names of files in its folder: {', '.join(map(repr, outside))}")
+    missing = [name for name in files if not (path.parent / name).is_file()]
+    if missing:
+        raise FileNotFoundError(f"{path}: these files are missing: {', '.join(missing)}")
+    opened = {name: _open_file(path.parent / name) for name in files}
+    spell: Callable[[str], str] = msgpacked.published_name if path.name.startswith(FLAX) else str
+    lost = sorted(name for name, place in places.items() if spell(name) not in opened[place])
     if lost:
-        raise ValueError(f"{folder / INDEX}: these tensors are not in the file that it names: {', '.join(lost)}")
-    return {name: tensor for file in opened.values() for name, tensor in file.items()}
+        raise ValueError(f"{path}: these tensors are not in the file that it names: {', '.join(lost)}")
+    found: dict[str, Tensor] = {}
+    for file, tensors in opened.items():
+        doubled = sorted(found.keys() & tensors.keys())
+        if doubled:
+            raise ValueError(f"{path.parent / file}: these tensors are in another file too: {', '.join(doubled)}")
+        found |= tensors
+    return found
 
 
-def _open_file(path: Path) -> dict[str, FileTensor]:
+def _open_file(path: Path) -> dict[str, Tensor]:
+    """The tensors of one file by their published names, mapped."""
+    if path.suffix == ".bin":
+        return dict(open_pickled(path))
+    if path.suffix == ".msgpack":
+        return _from_flax(path, msgpacked.open_msgpack(path), "/")
+    tensors, metadata = open_safetensors(path)
+    return _from_flax(path, tensors, ".") if metadata.get("format") == "flax" else dict(tensors)
+
+
+def _from_flax(path: Path, tensors: Mapping[str, Any], separator: str) -> dict[str, Tensor]:
     try:
-        # Its slices keep the mapping alive after the block.
-        with safe_open(path, framework="numpy") as file:
-            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-    except Exception as error:  # the library raises its own class, a plain Exception
-        raise ValueError(f"{path}: not a whole safetensors file: {error}") from None
-    return {
-        name: FileTensor(part, tuple(part.get_shape()), DTYPES.get(part.get_dtype(), part.get_dtype()))
-        for name, part in parts.items()
-    }
+        return dict(msgpacked.publish(tensors, separator))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def write(
@@ -194,7 +220,7 @@ def replacing(folder: Path) -> Iterator[Path]:
     others = [] if not folder.exists() else [folder.name] if not folder.is_dir() else _others(folder)
     if others:
         raise FileExistsError(
-            f"{folder} holds what is no part of a published model: {', '.join(others[:5])}; choose another"
+            f"{folder} holds what is no part of a published model: {', '.join(others)}; choose another"
         )
     part, old = (folder.with_name(f".{folder.name}.{what}") for what in ("new", "old"))
     shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
@@ -211,8 +237,9 @@ def replacing(folder: Path) -> Iterator[Path]:
 
 
 def _others(folder: Path) -> list[str]:
-    names = sorted(path.name for path in folder.iterdir())
-    return [name for name in names if not any(fnmatchcase(name, pattern) for pattern in LAYOUT)]
+    """A few names of files and folders that are not in LAYOUT; not all, which may be a disk's."""
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+    return sorted(islice((name for name in names if not any(fnmatchcase(name, one) for one in LAYOUT)), 5))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -221,7 +248,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path.parent}: {path.name} is not there") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON: {error}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path}: expected a JSON object, found a {type(value).__name__}")

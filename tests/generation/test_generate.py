@@ -126,7 +126,7 @@ def test_a_row_ends_with_its_eos_and_pad_follows(one):
 
 def test_the_loop_stops_when_every_row_is_done(one):
     model, params = one
-    arguments = None, Greedy(), tuple(range(VOCAB)), None, 1, FIRST, None
+    arguments = None, Greedy(), tuple(range(VOCAB)), None, None, 1, FIRST, None
     state, request = decode.start(model, params, PROMPTS, NEW, *arguments)
     assert int(decode.steps(model, state, request, np.int32(NEW)).step) == 1
 
@@ -281,7 +281,7 @@ def test_decoding_keeps_no_copy_of_the_parameters(form, monkeypatch):
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"])
     params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
     total = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-    arguments = None, Greedy(), (), None, 1, FIRST, None
+    arguments = None, Greedy(), (), None, None, 1, FIRST, None
     state, request = decode.start(model, params, [[1] * 64], 64, *arguments)
     assert state.cache.slots == 128
     compiled = decode.steps.lower(model, state, request, np.int32(64)).compile()
@@ -314,10 +314,10 @@ def test_what_cannot_be_done_is_said_before_any_work(given, said, monkeypatch):
         generate(**{"model": model, "params": {}, "tokens": [[1]], "max_new_tokens": 4} | given)
 
 
-def test_a_model_with_an_encoder_is_refused():
+def test_an_encoder_alone_is_refused():
     encoder = dataclasses.replace(rotary(), causal=False)
     model = Model(ModelConfig(VOCAB, WIDTH, encoder=encoder))
-    with pytest.raises(ValueError, match="this model has an encoder alone"):
+    with pytest.raises(ValueError, match="this model cannot generate: it lacks a decoder"):
         generate(model, {}, PROMPTS, NEW)
 
 

@@ -104,7 +104,7 @@ def test_a_pattern_is_walked_again_and_again_each_block_with_its_own_settings():
             block = c.pattern[i % 2]
             view = View(Visibility(causal=True, window=block.attention.window), rotation=turn)
             layer = jax.tree.map(lambda leaf, i=i: leaf[i], params["decoder"]["blocks"])
-            x, _ = Block(block).apply({"params": layer}, x, view, None, Memory(), None)
+            x, _, _ = Block(block).apply({"params": layer}, x, view, None, Memory(), None)
         x *= jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + c.final_norm.eps)
         return x * params["decoder"]["norm"]["scale"][None, None]
 

@@ -52,15 +52,15 @@ def test_a_published_model_gives_the_ids_of_its_own_library(settings, tmp_path):
         assert tokenizer.decode(tokenizer.encode(text)) == processor.decode(processor.encode(text))
     assert tokenizer.specials == {"unk": 0, "bos": 1, "eos": 2}
     assert tokenizer.pad is None
-    tokenizer.save(tmp_path / "saved")
+    SentencePieceTokenizer(model).save(tmp_path / "saved")
     assert (tmp_path / "saved" / "tokenizer.model").read_bytes() == model
     assert (tmp_path / "saved" / "tokenizer.json").exists() == (settings is LLAMA)
 
 
 def test_special_tokens_beside_the_model_go_before_its_own(tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(published(**LLAMA))
-    (tmp_path / "special_tokens_map.json").write_text('{"pad_token": "<s>", "eos_token": "no such piece"}')
-    (tmp_path / "tokenizer_config.json").write_text('{"pad_token": {"content": "<unk>"}}')
+    (tmp_path / "tokenizer_config.json").write_text('{"pad_token": "<s>", "eos_token": "no such piece"}')
+    (tmp_path / "special_tokens_map.json").write_text('{"pad_token": {"content": "<unk>"}}')
     tokenizer = load_sentencepiece(tmp_path)
     assert (tokenizer.bos, tokenizer.eos, tokenizer.pad) == (1, 2, 0)
 

@@ -120,7 +120,7 @@ def test_long_texts_are_learnt_from_and_encoded():
 
 def test_a_folder_without_a_tokenizer_says_what_was_looked_for(tmp_path):
     (tmp_path / "vocab.txt").touch()
-    with pytest.raises(FileNotFoundError, match=r"tokenizer\.model and tokenizer\.json.*vocab\.txt"):
+    with pytest.raises(FileNotFoundError, match=r"tokenizer\.json and tokenizer\.model.*vocab\.txt"):
         load_tokenizer(tmp_path)
     with pytest.raises(FileNotFoundError, match="no such folder"):
         load_tokenizer(tmp_path / "nowhere")

@@ -25,8 +25,8 @@ def test_encoding_adds_nothing_and_cuts_nothing(tmp_path):
 def test_special_ids_are_read_from_the_files_beside_it(tmp_path):
     published(tmp_path)
     assert load_json(tmp_path).bos is None
-    (tmp_path / "special_tokens_map.json").write_text('{"bos_token": "a", "eos_token": "</s>"}')
-    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": {"content": "<s>"}, "pad_token": null}')
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "a", "eos_token": "</s>", "pad_token": "b"}')
+    (tmp_path / "special_tokens_map.json").write_text('{"bos_token": {"content": "<s>"}, "pad_token": null}')
     tokenizer = load_json(tmp_path)
     assert (tokenizer.bos, tokenizer.eos, tokenizer.pad) == (1, 2, None)
     assert tokenizer.decode([1, 3, 2]) == "a"

@@ -1,0 +1,41 @@
+"""What the pages in docs/ say of families is what there is."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from jaxformer import families
+
+DOCS = Path(__file__).parents[2] / "docs"
+KNOWN = {name: each for each in families.FAMILIES for name in each.MODEL_TYPES}
+
+
+def rows(page):
+    """The cells of each row of the page's tables."""
+    lines = (DOCS / page).read_text().splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+
+
+def test_the_page_of_families_lists_each_with_its_heads():
+    listed = {name: heads for names, heads, *_ in rows("families.md")[1:] for name in names.split(", ")}
+    assert listed.keys() == KNOWN.keys()
+    assert {name: heads.split(", ") for name, heads in listed.items()} == {
+        name: list(each.ARCHITECTURES) for name, each in KNOWN.items()
+    }
+
+
+def test_the_page_for_flax_counts_what_is_covered():
+    table = [row for row in rows("from-flax.md") if row[1] in ("yes", "no")]
+    assert len(table) == 36
+    for name, covered, _ in table:
+        assert (covered == "yes") == (name.replace("xlm_roberta", "xlm-roberta") in KNOWN), name
+    text = [row for row in table if row[2] not in ("images", "speech")]
+    counts = re.search(r"Text classes: (\d+), of which (\d+) are covered", (DOCS / "from-flax.md").read_text())
+    assert [int(count) for count in counts.groups()] == [len(text), sum(row[1] == "yes" for row in text)]
+
+
+@pytest.mark.parametrize("page", ["families.md", "from-flax.md", "architecture.md", "log.md"])
+def test_links_of_a_page_lead_somewhere(page):
+    targets = re.findall(r"\]\((?!http)([^)#]+)\)", (DOCS / page).read_text())
+    assert [target for target in targets if not (DOCS / target).exists()] == []
