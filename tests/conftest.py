@@ -21,9 +21,12 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # small programs are most of ours
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
+import hypothesis
 import jax
 import pytest
 
+hypothesis.settings.register_profile("laws", deadline=None)  # how long one takes tells of the machine alone
+hypothesis.settings.load_profile("laws")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 MISSING = {
