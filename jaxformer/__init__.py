@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from jaxformer.generation import Generated, Greedy, Sample, generate, stream_tokens
     from jaxformer.nn.model import Model, Output
     from jaxformer.sharding import init
-    from jaxformer.source import from_pretrained, save_pretrained
+    from jaxformer.source import from_pretrained, push_to_hub, save_pretrained
     from jaxformer.stream_text import stream
 
 _HOMES = {
@@ -26,6 +26,7 @@ _HOMES = {
     "from_pretrained": "source",
     "generate": "generation",
     "init": "sharding",
+    "push_to_hub": "source",
     "save_pretrained": "source",
     "stream": "stream_text",
     "stream_tokens": "generation",
@@ -46,6 +47,7 @@ __all__ = [
     "from_pretrained",
     "generate",
     "init",
+    "push_to_hub",
     "save_pretrained",
     "stream",
     "stream_tokens",

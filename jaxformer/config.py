@@ -50,6 +50,7 @@ __all__ = [
     "RelativeConfig",
     "RopeConfig",
     "Scaling",
+    "Sentences",
     "SinusoidConfig",
     "StackConfig",
     "TransformConfig",
@@ -88,6 +89,22 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class Sentences:
+    """How a text becomes a vector: the pooling of the hidden vectors of its tokens, padding left out."""
+
+    pooling: Literal["mean", "first", "last", "max"] = "mean"
+    """Their mean, the first, the last, or the largest number in each dimension."""
+    normalize: bool = False
+    """The vector is divided by its Euclidean length."""
+    length: int | None = None
+    """Texts are cut to so many tokens, special ones included; None is the model's own limit."""
+    lowercase: bool = False
+    """Texts are lowercased before the tokenizer."""
+    about: dict[str, Any] = field(default_factory=dict, hash=False)
+    """Prompts, similarity and versions: config_sentence_transformers.json as it was read."""
+
+
+@dataclass(frozen=True)
 class Card:
     """What is published beside the architecture: labels, special ids, generation defaults, attributes.
 
@@ -99,6 +116,8 @@ class Card:
     """config.json as it was read."""
     generation: dict[str, Any] = field(default_factory=dict)
     """generation_config.json as it was read."""
+    sentences: Sentences | None = None
+    """How the published folder makes a vector of a text; None where it does not say."""
 
     def special(self, name: str) -> tuple[int, ...]:
         """Ids of a special token, such as "eos": generation_config.json first, then config.json; () if none."""

@@ -1,7 +1,9 @@
 """Models from where they are kept, and back: published folders, hub ids, and the folders of our own runs."""
 
+import dataclasses
 import logging
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from jaxformer.nn.model import Model
 from jaxformer.text.gguf_tokenizer import gguf_tokenizer
 from jaxformer.text.tokenizer import Tokenizer, load_tokenizer
 from jaxformer.train.checkpoint import Checkpoints
-from jaxformer.weights import convert, gguf, hub
+from jaxformer.weights import convert, gguf, hub, model_card, sentence_transformers
 
 logger = logging.getLogger(__name__)
 Loaded = tuple[Model, dict[str, Any], Tokenizer | None]
@@ -50,12 +52,15 @@ def from_pretrained(
         return _published(folder, head, dtype, mesh)
     if (folder / "model" / hub.CONFIG).is_file():
         return _published(folder / "model", head, dtype, mesh)
+    if len(only := sorted(folder.glob(f"*{gguf.SUFFIX}"))) == 1:
+        return _gguf(only[0], head, dtype, mesh)
     if (folder / "checkpoints").is_dir():
         if head is not None:
             raise ValueError(f"head={head!r}: {folder} is a run that has not ended; its model has the head it trains")
         return _checkpoint(folder, dtype, mesh)
     raise FileNotFoundError(
-        f"{folder}: no model: looked for {hub.CONFIG} (the published layout), model/ and checkpoints/ (a run)"
+        f"{folder}: no model: looked for {hub.CONFIG} (the published layout), a single {gguf.SUFFIX} file, "
+        "model/ and checkpoints/ (a run)"
     )
 
 
@@ -87,6 +92,39 @@ def save_pretrained(
         hub.write(part, config, generation, tensors, max_shard_size)
         if tokenizer is not None:
             tokenizer.save(part)
+        if model.card.sentences is not None:
+            sentence_transformers.write(part, model.card.sentences, model.config.width)
+
+
+def push_to_hub(
+    hub_id: str,
+    model: Model,
+    params: Mapping[str, Any],
+    tokenizer: Tokenizer | None = None,
+    *,
+    about: str = "",
+    license: str | None = None,
+    private: bool = False,
+    revision: str | None = None,
+    message: str = "Upload the model",
+    max_shard_size: int | str = "5GB",
+) -> str:
+    """Publishes on the hub what `save_pretrained` writes, with a model card; returns the address of the commit.
+
+    The repository is made where there is none (`private` then). Older tensors of the model that stood there go
+    in the same commit; a README.md that stands there stays. `about` is the author's own text in the card that is
+    generated, `license` its identifier ("apache-2.0"). `revision`: a branch; None is the main one.
+
+    Raises what `save_pretrained` raises before anything is sent, and a ConnectionError where the hub refuses.
+    """
+    hub.check_id(hub_id)
+    with tempfile.TemporaryDirectory() as held:
+        folder = Path(held) / "model"
+        save_pretrained(folder, model, params, tokenizer, max_shard_size)
+        published = hub.read_json(folder / hub.CONFIG)
+        card = dataclasses.replace(model.card, model_type=published["model_type"], config=published)
+        readme = model_card.write(hub_id, model.config, card, params, about, license)
+        return hub.upload(folder, hub_id, readme, private=private, revision=revision, message=message)
 
 
 def _published(folder: Path, head: str | None, dtype: Any, mesh: Mesh | None) -> Loaded:
@@ -94,7 +132,8 @@ def _published(folder: Path, head: str | None, dtype: Any, mesh: Mesh | None) ->
     family = families.family(found.config.get("model_type", ""))
     config = _asked(found.config, family, head, dtype)
     config = families.of_tensors(config, found.tensors)
-    model = Model(family.config(config), card=Card(config["model_type"], config, found.generation))
+    sentences = sentence_transformers.read(folder) if head in (None, "embed") else None
+    model = Model(family.config(config), card=Card(config["model_type"], config, found.generation, sentences))
     params = _filled(
         model,
         family.names(model.config),
@@ -153,7 +192,8 @@ def _checkpoint(folder: Path, dtype: Any, mesh: Mesh | None) -> Loaded:
         params = checkpoints.restore_params(target)
     if mesh is not None:
         params = jax.device_put(params, sharding.shardings(mesh, params))
-    return model, params, _tokenizer(folder / "tokenizer")
+    family = families.family(card.model_type) if card.model_type else None
+    return model, params, _tokenizer(folder / "tokenizer", family)
 
 
 def _shapes(model: Model, dtype: Any, mesh: Mesh | None) -> dict[str, Any]:

@@ -152,6 +152,15 @@ def test_attributes_and_tensors_that_do_not_fit_are_errors(tmp_path):
             source.from_pretrained(tmp_path / "model")
 
 
+def test_a_folder_whose_sentences_cannot_be_made_is_refused_unless_only_the_model_is_wanted(tmp_path):
+    model = small()
+    source.save_pretrained(tmp_path / "model", model, drawn(model))
+    (tmp_path / "model" / "modules.json").write_text('[{"type": "models.Dense", "path": "2_Dense"}]')
+    with pytest.raises(ValueError, match=r"modules.json: .*found Dense"):
+        source.from_pretrained(tmp_path / "model")
+    assert source.from_pretrained(tmp_path / "model", head="lm")[0].card.sentences is None
+
+
 # Publishing.
 
 

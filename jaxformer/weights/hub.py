@@ -24,7 +24,7 @@ from jaxformer.weights.layout import Tensor
 from jaxformer.weights.mapped import open_safetensors
 from jaxformer.weights.pickled import open_pickled
 
-CONFIG, GENERATION = "config.json", "generation_config.json"
+CONFIG, GENERATION, README = "config.json", "generation_config.json", "README.md"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED, FLAX = "pytorch_model.bin", "flax_model.msgpack"
 TENSORS = (
@@ -71,7 +71,7 @@ def resolve(source: str | os.PathLike[str], revision: str | None = None) -> Path
             raise ValueError(f"revision={revision!r} is of a hub id, but {source} is a folder here")
         return folder
     hub_id = str(source)
-    if folder.exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", hub_id) or hub_id.startswith("."):
+    if folder.exists() or not _is_hub_id(hub_id):
         raise FileNotFoundError(f"{source}: no such folder, and not a hub id of the form owner/name")
     try:
         for names in TENSORS:
@@ -86,6 +86,43 @@ def resolve(source: str | os.PathLike[str], revision: str | None = None) -> Path
             f"{hub_id}: no such folder here, and as a hub id{at} it can be neither fetched nor found in the "
             f"cache: give a folder that exists, or connect to the network. The hub says: {error}"
         ) from error
+
+
+def check_id(hub_id: str) -> None:
+    """Raises a ValueError for what no model on the hub can be called."""
+    if not _is_hub_id(hub_id):
+        raise ValueError(f"{hub_id!r}: expected a hub id of the form owner/name")
+
+
+def _is_hub_id(name: str) -> bool:
+    return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None and not name.startswith(".")
+
+
+def upload(folder: Path, hub_id: str, readme: str, *, private: bool, revision: str | None, message: str) -> str:
+    """Commits a folder to a model's repository on the hub, made where there is none; returns the commit's address.
+
+    Files of tensors that stood there and are not in the folder are deleted in the same commit: else an old index
+    would go on naming them. `readme` goes along where there is no README.md yet.
+
+    Raises a ConnectionError, with what the hub said and what to do.
+    """
+    api = huggingface_hub.HfApi()
+    try:
+        api.create_repo(hub_id, private=private or None, exist_ok=True)
+        if revision is not None:
+            api.create_branch(hub_id, branch=revision, exist_ok=True)
+        if not api.file_exists(hub_id, README, revision=revision):
+            (folder / README).write_text(readme, encoding="utf-8")
+        stale = [name for names in TENSORS for name in names]
+        done = api.upload_folder(
+            repo_id=hub_id, folder_path=folder, commit_message=message, revision=revision, delete_patterns=stale
+        )
+    except (OSError, ValueError, huggingface_hub.errors.HTTPError) as error:
+        raise ConnectionError(
+            f"{hub_id}: nothing was published: check the network, the name, and that `hf auth login` was run by "
+            f"somebody who may write there. The hub says: {error}"
+        ) from error
+    return str(done.commit_url)
 
 
 def read(folder: Path) -> Published:

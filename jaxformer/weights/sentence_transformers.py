@@ -2,18 +2,17 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from jaxformer.config import Sentences
 from jaxformer.weights import hub
 
 MODULES, POOLING, NORMALIZE = "modules.json", "1_Pooling", "2_Normalize"
 TEXTS, ABOUT = "sentence_bert_config.json", "config_sentence_transformers.json"
 CLASS = "sentence_transformers.models."
 """How the class of each module is written; it is read by its last part, which the package's versions share."""
-Pooling = Literal["mean", "first", "last", "max"]
-FLAGS: dict[str, Pooling | None] = {
+FLAGS: dict[str, str | None] = {
     "pooling_mode_cls_token": "first",
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_max_tokens": "max",
@@ -22,24 +21,8 @@ FLAGS: dict[str, Pooling | None] = {
     "pooling_mode_lasttoken": "last",
 }
 """Flag -> our name; None is not supported."""
-MODES: dict[str, Pooling] = {"cls": "first", "mean": "mean", "max": "max", "lasttoken": "last"}
+MODES: dict[str, str] = {"cls": "first", "mean": "mean", "max": "max", "lasttoken": "last"}
 """The same as later versions have it, in one entry called pooling_mode."""
-
-
-@dataclass(frozen=True)
-class Sentences:
-    """How a text becomes a vector: the pooling of the hidden vectors of its tokens, padding left out."""
-
-    pooling: Pooling = "mean"
-    """Their mean, the first, the last, or the largest number in each dimension."""
-    normalize: bool = False
-    """The vector is divided by its Euclidean length."""
-    length: int | None = None
-    """Texts are cut to so many tokens, special ones included; None is the model's own limit."""
-    lowercase: bool = False
-    """Texts are lowercased before the tokenizer."""
-    about: dict[str, Any] = field(default_factory=dict, hash=False)
-    """Prompts, similarity and versions: config_sentence_transformers.json as it was read."""
 
 
 def read(folder: Path) -> Sentences | None:
@@ -94,7 +77,7 @@ def _modules(path: Path) -> tuple[list[str], list[str]]:
         raise ValueError(f"{path}: expected a list of modules, each with a type and a path: {error}") from None
 
 
-def _pooling(path: Path) -> Pooling:
+def _pooling(path: Path) -> Any:
     config = hub.read_json(path)
     if "pooling_mode" in config:
         told = config["pooling_mode"]

@@ -9,8 +9,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from jaxformer import source
-from jaxformer.weights import sentence_transformers
-from jaxformer.weights.sentence_transformers import Sentences
+from jaxformer.config import Sentences
+from jaxformer.nn.pooling import pool
 
 pytestmark = pytest.mark.minilm
 TEXTS = ("The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium.")
@@ -24,18 +24,15 @@ def published():
 
 
 def vectors(folder):
-    """One vector of each text, as the folder says that they are made, for the mean and a length of one."""
-    sentences = sentence_transformers.read(folder)
-    assert (sentences.pooling, sentences.normalize) == ("mean", True)
+    """One vector of each text, as the folder says that they are made."""
     model, params, tokenizer = source.from_pretrained(folder)
+    sentences = model.card.sentences
     rows = [tokenizer.template(tokenizer.encode(text))[0][: sentences.length] for text in TEXTS]
     tokens = np.zeros((len(rows), max(map(len, rows))), np.int32)
     mask = np.zeros(tokens.shape, bool)
     for i, row in enumerate(rows):
         tokens[i, : len(row)], mask[i, : len(row)] = row, True
-    hidden = np.asarray(jax.jit(model.apply)({"params": params}, tokens, mask=mask).hidden)
-    means = (hidden * mask[:, :, None]).sum(1) / mask.sum(1, keepdims=True)
-    return means / np.linalg.norm(means, axis=1, keepdims=True)
+    return np.asarray(pool(jax.jit(model.apply)({"params": params}, tokens, mask=mask).hidden, mask, sentences))
 
 
 def test_the_cosines_are_those_that_are_known(published):
@@ -47,10 +44,9 @@ def test_the_cosines_are_those_that_are_known(published):
 def test_it_goes_out_and_in_again_with_how_sentences_are_made(published, tmp_path):
     model, params, tokenizer = source.from_pretrained(published)
     source.save_pretrained(tmp_path / "out", model, params, tokenizer)
-    sentences = sentence_transformers.read(published)
+    sentences = model.card.sentences
     assert sentences == Sentences("mean", normalize=True, length=256, about=sentences.about)
-    sentence_transformers.write(tmp_path / "out", sentences, model.config.width)
-    assert sentence_transformers.read(tmp_path / "out") == sentences
+    assert source.from_pretrained(tmp_path / "out")[0].card.sentences == sentences
     np.testing.assert_array_equal(vectors(published), vectors(tmp_path / "out"))
     theirs, ours = (load_file(folder / "model.safetensors") for folder in (published, tmp_path / "out"))
     assert theirs.keys() - ours.keys() == {"embeddings.position_ids"}

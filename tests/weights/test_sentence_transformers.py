@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from jaxformer.config import Sentences
 from jaxformer.weights import hub, sentence_transformers
-from jaxformer.weights.sentence_transformers import POOLING, Sentences
+from jaxformer.weights.sentence_transformers import POOLING
 
 EVERY = [
     Sentences(),
