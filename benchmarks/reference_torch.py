@@ -1,9 +1,10 @@
-"""The reference to be measured against: GPT-2 124M in torch and transformers, float32, random weights.
+"""The reference to be measured against: torch and transformers, float32, GPT-2 124M with random weights.
 
     python benchmarks/reference_torch.py train              one AdamW step on 4 x 256 tokens
     python benchmarks/reference_torch.py decode --batch 8   64 new tokens after prompts of 32, greedy
+    python benchmarks/reference_torch.py load --folder X    the published checkpoint in a folder instead
 
-Both speak the protocol of harness.py. `--form` picks how tokens are decoded; the default is the fastest.
+All speak the protocol of harness.py. `--form` picks how tokens are decoded; the default is the fastest.
 """
 
 import argparse
@@ -11,9 +12,18 @@ import os
 
 import torch
 from harness import serve
+from load import Arrays, serve_loading
 from torch.nn import functional
-from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel, StaticCache
+from transformers import (
+    AutoModelForCausalLM,
+    DynamicCache,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaForCausalLM,
+    StaticCache,
+)
 from transformers import __version__ as transformers_version
+from transformers.utils.logging import disable_progress_bar
 
 PROMPT, NEW = 32, 64
 BATCH, LENGTH = 4, 256
@@ -70,13 +80,28 @@ def decoder(model: GPT2LMHeadModel, batch: int, form: str):
     return by_generate if form.startswith("generate") else by_hand
 
 
+def loader(folder: str):
+    """Its parameters, by the default way to load them: the file is mapped and read when they are used."""
+    disable_progress_bar()
+
+    def load() -> Arrays:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        assert isinstance(model, LlamaForCausalLM)  # its module is imported before the first load
+        return [parameter.detach().numpy() for parameter in model.parameters()]
+
+    return load
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("work", choices=["train", "decode"])
+    parser.add_argument("work", choices=["train", "decode", "load"])
     parser.add_argument("--batch", type=int, default=1, help="rows to decode")
     parser.add_argument("--form", choices=["generate", "generate-static", "hand", "hand-static"], default="hand")
+    parser.add_argument("--folder", help="what to load")
     args = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+    if args.work == "load":
+        return serve_loading(loader(args.folder), torch=torch.__version__, transformers=transformers_version)
     model = gpt2()
     parameters = sum(p.numel() for p in model.parameters())
     about = {"torch": torch.__version__, "transformers": transformers_version, "parameters": parameters}
