@@ -13,7 +13,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxformer import families
 from jaxformer.config import InputConfig, ModelConfig, StackConfig
+from jaxformer.families import heads
 from jaxformer.nn.model import Model
 from jaxformer.source import from_pretrained
 from jaxformer.weights import hub
@@ -74,16 +76,15 @@ def _tokenizer_check(tokenizer: Any, model: Model) -> Check:
 
 
 def _beside_reference(folder: Path, model: Model, params: Any) -> Iterator[Check]:
-    """Hidden vectors after each layer, then what the heads give; the first difference is named."""
+    """Hidden vectors after each layer of a stack, up to the first that parts; then what each head gives."""
     import torch
     import transformers
 
-    name = model.card.config["architectures"][0]
+    classes = families.family(model.card.model_type).ARCHITECTURES
+    name = classes[heads.kind(model.card.config, classes)]
     theirs = getattr(transformers, name).from_pretrained(folder, dtype=torch.float32).eval()
-    random, config = np.random.default_rng(0), model.config
-    tokens = random.integers(0, config.vocab, (2, 16))
-    both = config.encoder is not None and config.decoder is not None
-    given = {"input_ids": tokens} | ({"decoder_input_ids": tokens[:, ::-1].copy()} if both else {})
+    model, config = dataclasses.replace(model, compute="float32"), model.config
+    given = _example(config, theirs.config)
     with torch.no_grad():
         tensors = {key: torch.tensor(value) for key, value in given.items()}
         expected = theirs(**tensors, output_hidden_states=True, return_dict=True)
@@ -92,12 +93,28 @@ def _beside_reference(folder: Path, model: Model, params: Any) -> Iterator[Check
         for stack in ("encoder", "decoder"):
             if getattr(config, stack) is None:
                 continue
-            states = expected[f"{stack}_hidden_states" if both else "hidden_states"]
+            states = expected[f"{stack}_hidden_states" if len(given) > 1 else "hidden_states"]
             wanted = [state.numpy() for state in states]
             yield _compare_layers(stack, layers(model, params, stack, *given.values()), wanted)
-    if out.logits is not None:
-        theirs_logits = expected.get("logits", expected.get("prediction_logits"))
-        yield _compare("logits", np.asarray(out.logits), theirs_logits.numpy())
+    yield from _compare_heads(out, expected)
+
+
+def _example(config: ModelConfig, theirs: Any) -> dict[str, np.ndarray]:
+    """Inputs by the reference's names: a row of tokens; with two stacks another, which is the same backwards.
+
+    No token is what the reference takes for padding. Where there are two stacks its heads read at the end of the
+    text, which is the last token, and at no other.
+    """
+    special: list[int | None] = []
+    for name in ("pad", "eos"):
+        value = getattr(theirs, f"{name}_token_id", None)
+        special += value if isinstance(value, list) else [value]
+    usual = np.setdiff1d(np.arange(config.vocab), [id for id in special if id is not None])
+    tokens = np.random.default_rng(0).choice(usual, (1, 16))
+    if config.encoder is None or config.decoder is None:
+        return {"input_ids": tokens}
+    tokens[:, -1] = usual[-1] if special[-1] is None else special[-1]
+    return {"input_ids": tokens, "decoder_input_ids": tokens[:, ::-1].copy()}
 
 
 def layers(model: Model, params: Any, name: str, tokens: Any, decoder_tokens: Any = None) -> Iterator[np.ndarray]:
@@ -149,6 +166,26 @@ def _compare_layers(name: str, ours: Iterator[np.ndarray], theirs: list[np.ndarr
             return check
         worst = max(worst, float(np.abs(found - wanted).max()))
     return Check(f"{name}, layer by layer", True, f"{len(theirs) - 1} layers, largest difference {worst:.1e}")
+
+
+def _compare_heads(out: Any, expected: Mapping[str, Any]) -> Iterator[Check]:
+    """The outputs of heads and the pooled vector, as far as the reference gives them too."""
+    if out.logits is not None:
+        yield _compare("logits", np.asarray(out.logits), _first(expected, "prediction_logits", "logits"))
+    for name, numbers in (out.extra or {}).items():
+        if name == "answer":
+            wanted = np.stack([_first(expected, "start_logits"), _first(expected, "end_logits")], -1)
+        else:
+            wanted = _first(expected, "seq_relationship_logits", "sop_logits", "logits")
+        # Of a head with one number a token the reference leaves the last axis out.
+        wanted = wanted[..., None] if wanted.ndim < numbers.ndim else wanted
+        yield _compare(f"the {name} head", np.asarray(numbers), wanted)
+    if out.pooled is not None and expected.get("pooler_output") is not None:
+        yield _compare("the pooled vector", np.asarray(out.pooled), _first(expected, "pooler_output"))
+
+
+def _first(expected: Mapping[str, Any], *names: str) -> np.ndarray:
+    return next(expected[name] for name in names if expected.get(name) is not None).numpy()
 
 
 def _compare(name: str, ours: np.ndarray, theirs: np.ndarray) -> Check:

@@ -113,18 +113,25 @@ def family(model_type: str) -> Family:
 
 
 def head_tensors(hf: Mapping[str, Any]) -> tuple[str, ...]:
-    """Patterns of the tensors that hold any head of this config.json's family, or a stack that its own lacks."""
-    own, found = family(hf["model_type"]), set()
-    here = {row.published for row in own.names(own.config(hf))}
+    """Patterns of the published tensors that a model of this family may hold and this config.json's does not.
+
+    They are those of other heads, of output matrices that are tied, of a stack that is not there. Raises a
+    ValueError as the family's `config` does.
+    """
+    own, found = family(hf["model_type"]), set[str]()
+    here = {row.path for row in own.names(own.config(hf))}
     for kind in own.ARCHITECTURES:
         asked = heads.with_head(hf, own.ARCHITECTURES, f"{kind}:2" if kind in heads.COUNTED else kind)
         try:
             rows = own.names(own.config(asked))
         except ValueError:  # no such head on this architecture
             continue
-        found |= {row.published for row in rows if row.path.startswith("heads/")} | {n for r in rows for n in r.also}
-        found |= {row.published.replace("{layer}", "*") for row in rows if row.published not in here}
-    return tuple(sorted(found))
+        for row in rows:
+            if row.path == "embed/embedding":
+                found.update(row.also)
+            elif row.path not in here:
+                found.update((row.published, *row.also))
+    return tuple(sorted(name.replace("{layer}", "*") for name in found))
 
 
 def of_tensors(hf: Mapping[str, Any], published: Collection[str]) -> dict[str, Any]:

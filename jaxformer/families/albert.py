@@ -47,9 +47,9 @@ _ORDER = Extra("order", "sop_classifier.classifier", reads="pooled")
 KINDS = {
     "lm": Kind("AlbertForMaskedLM", lm=True),
     "pretraining": Kind("AlbertForPreTraining", _ORDER, lm=True, pooler=True),
-    "classify": Kind("AlbertForSequenceClassification", Extra("classify", "classifier", reads="pooled"), pooler=True),
-    "tag": Kind("AlbertForTokenClassification", Extra("tag", "classifier")),
-    "answer": Kind("AlbertForQuestionAnswering", Extra("answer", "qa_outputs", outputs=2)),
+    "classify": Kind("AlbertForSequenceClassification", encoder_rows.POOLED, pooler=True),
+    "tag": Kind("AlbertForTokenClassification", encoder_rows.TAG),
+    "answer": Kind("AlbertForQuestionAnswering", encoder_rows.ANSWER),
     "embed": Kind("AlbertModel", pooler=True),
 }
 ARCHITECTURES = encoder_rows.architectures(KINDS)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxformer.config import ModelConfig
-from jaxformer.families import seq2seq_rows
+from jaxformer.families import roberta, seq2seq_rows
 from jaxformer.families.seq2seq_rows import IGNORED, PREFIX, Kin, names
 
 __all__ = ["ARCHITECTURES", "IGNORED", "MODEL_TYPES", "PREFIX", "SIZES", "TOKENIZER", "config", "hf_config", "names"]
@@ -16,15 +16,7 @@ ARCHITECTURES = {
     "answer": "BartForQuestionAnswering",
     "embed": "BartModel",
 }
-TOKENIZER: dict[str, Any] = {
-    "kind": "byte_bpe",
-    "special": {
-        **{"bos": "<s>", "eos": "</s>", "unk": "<unk>", "pad": "<pad>"},
-        **{"sep": "</s>", "cls": "<s>", "mask": "<mask>"},
-    },
-    "template": ("{cls} $A {sep}", "{cls} $A {sep} {sep} $B {sep}"),
-    "lstrip": ("mask",),
-}
+TOKENIZER = roberta.TOKENIZER
 KIN = Kin(
     model_type="bart",
     architectures=ARCHITECTURES,
@@ -47,10 +39,7 @@ def hf_config(config: ModelConfig) -> dict[str, Any]:
 
 
 def _size(width: int, layers: int, heads: int, vocab: int = 50265) -> ModelConfig:
-    sizes = {"d_model": width, "vocab_size": vocab}
-    for stack in ("encoder", "decoder"):
-        sizes |= {f"{stack}_layers": layers, f"{stack}_ffn_dim": 4 * width, f"{stack}_attention_heads": heads}
-    return config(sizes)
+    return config(seq2seq_rows.sizes(width, layers, 4 * width, heads) | {"vocab_size": vocab})
 
 
 SIZES = {

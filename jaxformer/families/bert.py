@@ -25,9 +25,9 @@ KINDS = {
     "lm": Kind("BertForMaskedLM", lm=True),
     "pretraining": Kind("BertForPreTraining", _NEXT, lm=True, pooler=True),
     "next": Kind("BertForNextSentencePrediction", _NEXT, pooler=True),
-    "classify": Kind("BertForSequenceClassification", Extra("classify", "classifier", reads="pooled"), pooler=True),
-    "tag": Kind("BertForTokenClassification", Extra("tag", "classifier")),
-    "answer": Kind("BertForQuestionAnswering", Extra("answer", "qa_outputs", outputs=2)),
+    "classify": Kind("BertForSequenceClassification", encoder_rows.POOLED, pooler=True),
+    "tag": Kind("BertForTokenClassification", encoder_rows.TAG),
+    "answer": Kind("BertForQuestionAnswering", encoder_rows.ANSWER),
     "embed": Kind("BertModel", pooler=True),
 }
 ARCHITECTURES = encoder_rows.architectures(KINDS)

@@ -14,12 +14,12 @@ from jaxformer.config import (
     NormConfig,
     StackConfig,
 )
-from jaxformer.families import decoder, plain
-from jaxformer.families.attributes import Attributes
+from jaxformer.families import heads, plain
+from jaxformer.families.attributes import EVERY, Attributes
 from jaxformer.names import Row, linear
 
 MODEL_TYPES: tuple[str, ...] = ("bloom",)
-ARCHITECTURES = decoder.architectures("Bloom")
+ARCHITECTURES = heads.classes("Bloom")
 PREFIX = "transformer."
 IGNORED: tuple[str, ...] = ()
 TOKENIZER: dict[str, Any] = {
@@ -40,12 +40,10 @@ OTHERS = {"n_embed": "hidden_size", "num_hidden_layers": "n_layer", "num_attenti
 """Other names of sizes; where both are there, these hold."""
 # slow_but_exact forgets the biases of a product that it splits.
 MUST_BE = {"apply_residual_connection_post_layernorm": False, "slow_but_exact": False}
-# Dropout of attention weights and of a head's input is in training alone: there is none here, nor any at inference.
 # pretraining_tp splits nothing without slow_but_exact. The reference passes over the others: fusions of its trainer.
 MAY_BE = (
-    *("attention_dropout", "classifier_dropout", "pretraining_tp"),
-    *("attention_softmax_in_fp32", "bias_dropout_fusion", "masked_softmax_fusion", "offset_alibi", "seq_length"),
-    *("skip_bias_add", "skip_bias_add_qkv", *OTHERS),
+    *("pretraining_tp", "attention_softmax_in_fp32", "bias_dropout_fusion", "masked_softmax_fusion"),
+    *("offset_alibi", "seq_length", "skip_bias_add", "skip_bias_add_qkv", *OTHERS),
 )
 BLOCKS, LAYER = "decoder/blocks", "transformer.h.{layer}"
 NAMES = {
@@ -64,13 +62,11 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
     """The architecture of a config.json. Raises a ValueError that names each attribute it cannot express."""
     hf = {**hf, **{name: hf[other] for other, name in OTHERS.items() if hf.get(other) is not None}}
     a = Attributes(hf, READS, MUST_BE, MAY_BE)
-    width, heads = a["hidden_size"], a["n_head"]
-    if width % heads:
-        a.refuse("n_head", heads)
+    width, count, head_dim = a["hidden_size"], a["n_head"], a.head_dim("hidden_size", "n_head")
     a.check()
     norm = NormConfig("layer", a["layer_norm_epsilon"])
     block = BlockConfig(
-        AttentionConfig(heads, heads, width // heads, bias=plain.EVERY),
+        AttentionConfig(count, count, head_dim, bias=EVERY),
         MlpConfig(4 * width, "gelu_tanh"),
         norm,
         dropout=a["hidden_dropout"],
@@ -86,7 +82,7 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
             final_norm=norm,
             bias=AlibiConfig(),
         ),
-        **plain.heads(hf, ARCHITECTURES, HeadConfig(a["tie_word_embeddings"])),
+        **heads.of_decoder(hf, ARCHITECTURES, HeadConfig(a["tie_word_embeddings"])),
     ).validate()
 
 
@@ -96,7 +92,7 @@ def hf_config(config: ModelConfig) -> dict[str, Any]:
     if not isinstance(stack.bias, AlibiConfig):
         raise ValueError("it is one decoder with ALiBi")
     block = stack.pattern[0]
-    return plain.written(config, "bloom", ARCHITECTURES) | {
+    return heads.written(config, "bloom", ARCHITECTURES) | {
         "hidden_size": config.width,
         "n_layer": stack.layers,
         "n_head": block.attention.heads,
@@ -114,8 +110,8 @@ def names(config: ModelConfig) -> tuple[Row, ...]:
     return rows
 
 
-def _size(width: int, layers: int, heads: int) -> ModelConfig:
-    return config({"hidden_size": width, "n_layer": layers, "n_head": heads})
+def _size(width: int, layers: int, count: int) -> ModelConfig:
+    return config({"hidden_size": width, "n_layer": layers, "n_head": count})
 
 
 SIZES = {

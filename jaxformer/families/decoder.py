@@ -1,6 +1,6 @@
 """What decoders like LLaMA have in common: attributes of config.json, and the architecture that they describe."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from jaxformer.config import (
@@ -13,8 +13,8 @@ from jaxformer.config import (
     NormConfig,
     StackConfig,
 )
-from jaxformer.families import plain, rope
-from jaxformer.families.attributes import PUBLISHED, Attributes
+from jaxformer.families import heads, rope
+from jaxformer.families.attributes import EVERY, PUBLISHED, Attributes
 
 READS: dict[str, Any] = {
     "vocab_size": 32000,
@@ -29,20 +29,11 @@ READS: dict[str, Any] = {
     "tie_word_embeddings": False,
     **rope.READS,
 }
-# attention_dropout drops attention weights, classifier_dropout a head's input, both in training alone: there is no
-# such dropout here. pretraining_tp above 1 splits products without changing them; cache_implementation is about
-# decoding alone.
-MAY_BE = ("attention_dropout", "cache_implementation", "classifier_dropout", "pretraining_tp")
+# pretraining_tp above 1 splits products without changing them; cache_implementation is about decoding alone.
+MAY_BE = ("cache_implementation", "pretraining_tp")
 SLIDING, FULL = "sliding_attention", "full_attention"
 IGNORED: tuple[str, ...] = ("model.layers.*.self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq")
 """Tensors of a file that are no parameters: the rotary frequencies."""
-
-
-def architectures(begin: str, kinds: Sequence[str] = ("classify", "tag", "answer")) -> dict[str, str]:
-    """{kind of head: class} where the classes' names begin so."""
-    ends = {"classify": "SequenceClassification", "tag": "TokenClassification", "answer": "QuestionAnswering"}
-    others = {kind: f"{begin}For{ends[kind]}" for kind in kinds}
-    return {"lm": f"{begin}ForCausalLM", **others, "embed": f"{begin}Model"}
 
 
 def block(
@@ -51,26 +42,27 @@ def block(
     norms: Any = "pre",
     offset: float = 0.0,
     activated_by: str = "hidden_act",
-    mlp_bias: bool = False,
     dropout: float = 0.0,
     qk_norm: bool = False,
     **attention: Any,
 ) -> BlockConfig:
-    """A layer. `offset` is that of all norms, `activated_by` the attribute that names the activation; `attention`
-    are further fields of the attention.
+    """A layer; it has biases as `attention_bias` and `mlp_bias` say, where the family reads these.
+
+    `offset` is that of all norms, `activated_by` the attribute that names the activation; `attention` are further
+    fields of the attention.
     """
-    heads, width = a["num_attention_heads"], a["hidden_size"]
-    if a["head_dim"] is None and width % heads:
-        a.refuse("num_attention_heads", heads)
+    count = a["num_attention_heads"]
     norm = NormConfig("rms", a["rms_norm_eps"], offset)
+    fields = {
+        "heads": count,
+        "kv_heads": a["num_key_value_heads"] or count,
+        "head_dim": a["head_dim"] or a.head_dim("hidden_size", "num_attention_heads"),
+        "bias": EVERY if a.values.get("attention_bias") else (),
+        "qk_norm": norm if qk_norm else None,
+    }
+    mlp_bias = a.values.get("mlp_bias", False)
     return BlockConfig(
-        AttentionConfig(
-            heads=heads,
-            kv_heads=a["num_key_value_heads"] or heads,
-            head_dim=a["head_dim"] or width // heads,
-            qk_norm=norm if qk_norm else None,
-            **attention,
-        ),
+        AttentionConfig(**(fields | attention)),
         MlpConfig(a["intermediate_size"], a.activation(activated_by), gated=True, bias=mlp_bias),
         norm,
         norms,
@@ -81,7 +73,7 @@ def block(
 def model(
     a: Attributes,
     hf: Mapping[str, Any],
-    classes: Mapping[str, str],
+    architectures: Mapping[str, str],
     layers: Sequence[BlockConfig],
     *,
     scale: float = 1.0,
@@ -106,7 +98,7 @@ def model(
         width=a["hidden_size"],
         encoder=None if causal else stack,
         decoder=stack if causal else None,
-        **plain.heads(hf, classes, HeadConfig(tied=a["tie_word_embeddings"], softcap=softcap)),
+        **heads.of_decoder(hf, architectures, HeadConfig(tied=a["tie_word_embeddings"], softcap=softcap)),
     ).validate()
 
 
@@ -123,7 +115,7 @@ def slides(a: Attributes, usual: Callable[[int], bool]) -> list[bool]:
     """Whether each layer looks through a window: by `layer_types`, else as is `usual` for a layer of this number."""
     given, count = a["layer_types"], a["num_hidden_layers"]
     found = [each == SLIDING for each in given] if given else [usual(i) for i in range(count)]
-    if given and (len(given) != count or not set(given) <= {SLIDING, FULL}):
+    if given and (len(given) != count or any(each not in (SLIDING, FULL) for each in given)):
         a.refuse("layer_types", given)
     elif any(found) and a["sliding_window"] is None:
         a.refuse("sliding_window", None)
@@ -143,42 +135,47 @@ def layers_of(config: ModelConfig) -> list[BlockConfig]:
     return layers
 
 
-def written(config: ModelConfig, model_type: str, classes: Mapping[str, str]) -> dict[str, Any]:
-    """The attributes that all these decoders have, as far as they express the model."""
+def written(
+    config: ModelConfig, model_type: str, architectures: Mapping[str, str], reads: Collection[str]
+) -> dict[str, Any]:
+    """config.json, as far as those attributes of these decoders that the family `reads` express the model."""
     layers = layers_of(config)
     first, attention = layers[0], layers[0].attention
-    positions = next(layer.attention.rope for layer in layers if layer.attention.rope is not None)
-    return plain.written(config, model_type, classes) | {
+    assert isinstance(first.mlp, MlpConfig)
+    activation, windows = PUBLISHED.get(first.mlp.activation), [layer.attention.window for layer in layers]
+    found = {
         "hidden_size": config.width,
         "intermediate_size": first.mlp.width,
         "num_hidden_layers": len(layers),
         "num_attention_heads": attention.heads,
         "num_key_value_heads": attention.kv_heads,
         "head_dim": attention.head_dim,
-        "hidden_act": PUBLISHED.get(first.mlp.activation),
+        "hidden_act": activation,
+        "hidden_activation": activation,
         "rms_norm_eps": first.norm.eps,
-        **rope.write(positions),
+        "attention_bias": bool(attention.bias),
+        "mlp_bias": first.mlp.bias,
+        "sliding_window": next((window for window in windows if window is not None), None),
+        "layer_types": [FULL if window is None else SLIDING for window in windows],
     }
-
-
-def biases(config: ModelConfig) -> dict[str, bool]:
-    """`attention_bias` and `mlp_bias`."""
-    first = layers_of(config)[0]
-    assert isinstance(first.mlp, MlpConfig)
-    return {"attention_bias": bool(first.attention.bias), "mlp_bias": first.mlp.bias}
+    positions = next(layer.attention.rope for layer in layers if layer.attention.rope is not None)
+    found = {name: value for name, value in found.items() if name in reads}
+    return heads.written(config, model_type, architectures) | found | rope.write(positions)
 
 
 def divided(config: ModelConfig) -> None:
     """Raises a ValueError where the heads do not divide the width, as the reference asks of some of these."""
-    heads = layers_of(config)[0].attention.heads
-    if config.width % heads:
-        raise ValueError(f"its width is a multiple of its heads: {config.width} is none of {heads}")
+    count = layers_of(config)[0].attention.heads
+    if config.width % count:
+        raise ValueError(f"its width is a multiple of its heads: {config.width} is none of {count}")
 
 
-def windows(config: ModelConfig) -> dict[str, Any]:
-    """`sliding_window` and `layer_types` of these layers."""
-    found = [layer.attention.window for layer in layers_of(config)]
+def sizes(width: int, mlp: int, layers: int, count: int, kv_heads: int) -> dict[str, Any]:
+    """The attributes in which the published sizes of a family differ; `count` is that of heads."""
     return {
-        "sliding_window": next((window for window in found if window is not None), None),
-        "layer_types": [FULL if window is None else SLIDING for window in found],
+        "hidden_size": width,
+        "intermediate_size": mlp,
+        "num_hidden_layers": layers,
+        "num_attention_heads": count,
+        "num_key_value_heads": kv_heads,
     }

@@ -34,8 +34,8 @@ _CLASSIFY = Extra("classify", "classifier", reads="first", dense="pre_classifier
 KINDS = {
     "lm": Kind("DistilBertForMaskedLM", lm=True),
     "classify": Kind("DistilBertForSequenceClassification", _CLASSIFY),
-    "tag": Kind("DistilBertForTokenClassification", Extra("tag", "classifier")),
-    "answer": Kind("DistilBertForQuestionAnswering", Extra("answer", "qa_outputs", outputs=2)),
+    "tag": Kind("DistilBertForTokenClassification", encoder_rows.TAG),
+    "answer": Kind("DistilBertForQuestionAnswering", encoder_rows.ANSWER),
     "embed": Kind("DistilBertModel"),
 }
 ARCHITECTURES = encoder_rows.architectures(KINDS)
@@ -59,12 +59,9 @@ FIXED = {"layer_norm_eps": 1e-12, "type_vocab_size": 0}
 READS = {ATTRIBUTES[name]: value for name, value in encoder_rows.READS.items() if name in ATTRIBUTES} | {
     "n_layers": 6
 }
-# The dropouts are of attention weights and of heads, in training alone: there are no such here. Sinusoidal
-# positions are so in their first values only: the file holds the table. tie_weights_ is not read by the reference.
-MAY_BE = (
-    *("attention_dropout", "qa_dropout", "seq_classif_dropout"),
-    *("sinusoidal_pos_embds", "tie_weights_", "output_past"),
-)
+# The dropouts are of heads, in training alone: there is no such here. Sinusoidal positions are so in their first
+# values only: the file holds the table. tie_weights_ is not read by the reference.
+MAY_BE = ("qa_dropout", "seq_classif_dropout", "sinusoidal_pos_embds", "tie_weights_")
 
 
 def config(hf: Mapping[str, Any]) -> ModelConfig:

@@ -31,8 +31,8 @@ KINDS = {
     "detect": Kind("ElectraForPreTraining", _DETECT),
     "lm": Kind("ElectraForMaskedLM", lm=True),
     "classify": Kind("ElectraForSequenceClassification", _CLASSIFY),
-    "tag": Kind("ElectraForTokenClassification", Extra("tag", "classifier")),
-    "answer": Kind("ElectraForQuestionAnswering", Extra("answer", "qa_outputs", outputs=2)),
+    "tag": Kind("ElectraForTokenClassification", encoder_rows.TAG),
+    "answer": Kind("ElectraForQuestionAnswering", encoder_rows.ANSWER),
     "embed": Kind("ElectraModel"),
 }
 ARCHITECTURES = encoder_rows.architectures(KINDS)

@@ -1,7 +1,7 @@
-"""What encoders of one shape share: a stack of post-norm blocks, and the heads that are published on it."""
+"""What the kin of BERT have in common: attributes, a stack of post-norm blocks, the heads on it, and their rows."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from jaxformer.config import (
@@ -18,7 +18,7 @@ from jaxformer.config import (
     StackConfig,
     TransformConfig,
 )
-from jaxformer.families.attributes import ACTIVATIONS, PUBLISHED, Attributes
+from jaxformer.families.attributes import ACTIVATIONS, EVERY, PUBLISHED, Attributes
 from jaxformer.names import Row, linear, table
 
 READS: dict[str, Any] = {
@@ -34,13 +34,13 @@ READS: dict[str, Any] = {
     "layer_norm_eps": 1e-12,
     "tie_word_embeddings": True,
 }
-"""Attributes and defaults of those who name them as the first of these encoders did."""
+"""Attributes and defaults of those who name them as BERT does."""
 MUST_BE = {"is_decoder": False, "position_embedding_type": "absolute"}
-# attention_probs_dropout_prob drops attention weights, classifier_dropout a head's input, both in training alone:
-# there is no such dropout here. The reference passes over the others.
+# The first drops attention weights, in training alone: there is no such dropout here. The reference passes over the
+# others.
 MAY_BE = (
-    *("attention_probs_dropout_prob", "classifier_dropout", "directionality", "output_past", "pooler_fc_size"),
-    *("pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head", "pooler_type"),
+    *("attention_probs_dropout_prob", "directionality", "pooler_fc_size", "pooler_num_attention_heads"),
+    *("pooler_num_fc_layers", "pooler_size_per_head", "pooler_type"),
 )
 WORDPIECE: dict[str, Any] = {
     "kind": "wordpiece",
@@ -75,6 +75,11 @@ class Extra:
     """The activation after `dense`; "own" is that of the blocks."""
 
 
+POOLED = Extra("classify", "classifier", reads="pooled")
+TAG = Extra("tag", "classifier")
+ANSWER = Extra("answer", "qa_outputs", outputs=2)
+
+
 @dataclass(frozen=True)
 class Kind:
     """What one published class puts on the encoder."""
@@ -107,6 +112,11 @@ def architectures(kinds: Mapping[str, Kind]) -> dict[str, str]:
     return {name: kind.published for name, kind in kinds.items()}
 
 
+def renamed(kinds: Mapping[str, Kind], theirs: str, own: str) -> dict[str, Kind]:
+    """The kinds of another model type, the names of whose classes begin otherwise."""
+    return {name: replace(kind, published=own + kind.published.removeprefix(theirs)) for name, kind in kinds.items()}
+
+
 def ignored(names: Names, *pretraining: str) -> tuple[str, ...]:
     """Patterns of buffers, of a pooler that no head reads, and of the heads of pretraining."""
     own = (*BUFFERS, f"{names.pooler}.*")
@@ -126,8 +136,7 @@ def check(
     Without `untied` a head of its own output matrix is refused: its files hold a second bias, which does nothing.
     """
     a.activation(activation)
-    if a[width] % a[count]:
-        a.refuse(count, a[count])
+    a.head_dim(width, count)
     if kind.lm and not a["tie_word_embeddings"] and not untied:
         a.refuse("tie_word_embeddings", False)
     a.check()
@@ -144,14 +153,14 @@ def model(
 ) -> ModelConfig:
     """The architecture; `given` are attributes as READS names them. `transform` None is the blocks' activation."""
     width, count = given["hidden_size"], given["num_attention_heads"]
-    activation: Any = ACTIVATIONS[given["hidden_act"]]
+    activation = ACTIVATIONS[given["hidden_act"]]
     norm, embedding = NormConfig("layer", given["layer_norm_eps"]), given.get("embedding_size", width)
     extra: tuple[ExtraHeadConfig, ...] = ()
     if kind.extra is not None:
         hidden = activation if kind.extra.hidden == "own" else kind.extra.hidden
         extra = (ExtraHeadConfig(kind.extra.name, kind.extra.outputs or labels, kind.extra.reads, hidden),)
     block = BlockConfig(
-        AttentionConfig(count, count, width // count, bias=("query", "key", "value", "out")),
+        AttentionConfig(count, count, width // count, bias=EVERY),
         MlpConfig(given["intermediate_size"], activation),
         norm,
         norms="post",

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxformer.config import ModelConfig
-from jaxformer.families import decoder, gguf_rows, rope, rows
+from jaxformer.families import decoder, decoder_rows, gguf_rows, heads, rope
 from jaxformer.families.attributes import Attributes
 from jaxformer.names import Row
 
 MODEL_TYPES: tuple[str, ...] = ("gemma",)
-ARCHITECTURES = decoder.architectures("Gemma", kinds=("classify", "tag"))
-PREFIX = rows.PREFIX
+ARCHITECTURES = heads.classes("Gemma", kinds=("classify", "tag"))
+PREFIX = decoder_rows.PREFIX
 IGNORED = decoder.IGNORED
 TOKENIZER: dict[str, Any] = {
     "kind": "sentencepiece",
@@ -44,20 +44,18 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
     a = Attributes(hf, READS, MUST_BE, decoder.MAY_BE)
     if a["hidden_act"] == "gelu":  # files of the first days say so, and mean the other
         a.values["hidden_act"] = "gelu_pytorch_tanh"
-    bias = ("query", "key", "value", "out") if a["attention_bias"] else ()
-    layer = decoder.block(a, rope=rope.read(a), offset=1.0, bias=bias)
+    layer = decoder.block(a, rope=rope.read(a), offset=1.0)
     return decoder.model(a, hf, ARCHITECTURES, [layer] * a["num_hidden_layers"], scale=a["hidden_size"] ** 0.5)
 
 
 def hf_config(config: ModelConfig) -> dict[str, Any]:
     """A config.json of this architecture, as far as that can express it."""
-    written, first = decoder.written(config, "gemma", ARCHITECTURES), decoder.layers_of(config)[0]
-    return written | {"attention_bias": bool(first.attention.bias)}
+    return decoder.written(config, "gemma", ARCHITECTURES, READS)
 
 
 def names(config: ModelConfig) -> tuple[Row, ...]:
     """Where each parameter is published."""
-    return rows.decoder(config)
+    return decoder_rows.decoder(config)
 
 
 def gguf(config: ModelConfig) -> tuple[Row, ...]:

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxformer.config import ModelConfig
-from jaxformer.families import decoder, gemma, gguf_rows, rope, rows
-from jaxformer.families.attributes import PUBLISHED, Attributes
+from jaxformer.families import decoder, decoder_rows, gemma, gguf_rows, heads, rope
+from jaxformer.families.attributes import Attributes
 from jaxformer.names import Row
 
 MODEL_TYPES: tuple[str, ...] = ("gemma2",)
-ARCHITECTURES = decoder.architectures("Gemma2", kinds=("classify", "tag"))
-PREFIX = rows.PREFIX
+ARCHITECTURES = heads.classes("Gemma2", kinds=("classify", "tag"))
+PREFIX = decoder_rows.PREFIX
 IGNORED = decoder.IGNORED
 TOKENIZER = gemma.TOKENIZER
 
@@ -54,7 +54,6 @@ def shared(a: Attributes) -> dict[str, Any]:
         "norms": "sandwich",
         "offset": 1.0,
         "activated_by": "hidden_activation",
-        "bias": ("query", "key", "value", "out") if a["attention_bias"] else (),
         "scale": None if scalar == a["head_dim"] else scalar**-0.5,
     }
 
@@ -65,24 +64,19 @@ def hf_config(config: ModelConfig) -> dict[str, Any]:
     return written(config, "gemma2", ARCHITECTURES) | {"attn_logit_softcapping": attention.softcap}
 
 
-def written(config: ModelConfig, model_type: str, classes: Mapping[str, str]) -> dict[str, Any]:
+def written(config: ModelConfig, model_type: str, architectures: Mapping[str, str]) -> dict[str, Any]:
     """The attributes that are those of Gemma 3 as well."""
-    found, first = decoder.written(config, model_type, classes), decoder.layers_of(config)[0]
+    attention = decoder.layers_of(config)[0].attention
     decoder.divided(config)
-    del found["hidden_act"]
-    attention, head = first.attention, config.head
-    return found | {
-        "hidden_activation": PUBLISHED.get(first.mlp.activation),
-        "attention_bias": bool(attention.bias),
+    return decoder.written(config, model_type, architectures, READS) | {
         "query_pre_attn_scalar": attention.head_dim if attention.scale is None else round(attention.scale**-2),
-        "final_logit_softcapping": None if head is None else head.softcap,
-        **decoder.windows(config),
+        "final_logit_softcapping": None if config.head is None else config.head.softcap,
     }
 
 
 def names(config: ModelConfig) -> tuple[Row, ...]:
     """Where each parameter is published."""
-    return rows.decoder(config)
+    return decoder_rows.decoder(config)
 
 
 def gguf(config: ModelConfig) -> tuple[Row, ...]:
@@ -90,9 +84,8 @@ def gguf(config: ModelConfig) -> tuple[Row, ...]:
     return gguf_rows.decoder(config)
 
 
-def _size(width: int, mlp: int, layers: int, heads: int, kv_heads: int, **others: Any) -> ModelConfig:
-    sizes = {"hidden_size": width, "intermediate_size": mlp, "num_hidden_layers": layers}
-    return config(sizes | {"num_attention_heads": heads, "num_key_value_heads": kv_heads} | others)
+def _size(*sizes: int, **others: Any) -> ModelConfig:
+    return config(decoder.sizes(*sizes) | others)
 
 
 SIZES = {

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxformer.config import ModelConfig, RopeConfig
-from jaxformer.families import decoder, gemma2, gguf_rows, rope, rows
+from jaxformer.families import decoder, decoder_rows, gemma2, gguf_rows, rope
 from jaxformer.families.attributes import Attributes
 from jaxformer.names import Row
 
@@ -14,7 +14,7 @@ ARCHITECTURES = {
     "classify": "Gemma3TextForSequenceClassification",
     "embed": "Gemma3TextModel",
 }
-PREFIX = rows.PREFIX
+PREFIX = decoder_rows.PREFIX
 IGNORED = decoder.IGNORED
 TOKENIZER = gemma2.TOKENIZER
 
@@ -58,14 +58,16 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
 
 def _turns(a: Attributes) -> dict[bool, Any]:
     """{whether a layer has a window: its rotary positions}; `rope_scaling` speaks of those without."""
-    nested = a["rope_parameters"] or {}
-    if not nested.keys() <= {decoder.SLIDING, decoder.FULL}:
+    kinds, nested = (decoder.SLIDING, decoder.FULL), a["rope_parameters"] or {}
+    if any(kind not in kinds or not isinstance(each, dict | None) for kind, each in nested.items()):
         a.refuse("rope_parameters", nested)
-    sliding, full = (nested.get(kind) or {} for kind in (decoder.SLIDING, decoder.FULL))
+        nested = {}
+    sliding, full = (nested.get(kind) or {} for kind in kinds)
     spelling = "rope_scaling" if a["rope_scaling"] else "rope_parameters"
-    full = {"rope_theta": a["rope_theta"]} | full | (a["rope_scaling"] or {})
-    sliding = {"rope_theta": a["rope_local_base_freq"]} | sliding
-    return {True: rope.parsed(a, "rope_parameters", sliding), False: rope.parsed(a, spelling, full)}
+    return {
+        True: rope.parsed(a, "rope_parameters", sliding, a["rope_local_base_freq"]),
+        False: rope.parsed(a, spelling, full | (a["rope_scaling"] or {}), a["rope_theta"]),
+    }
 
 
 def hf_config(config: ModelConfig) -> dict[str, Any]:
@@ -89,7 +91,7 @@ def hf_config(config: ModelConfig) -> dict[str, Any]:
 
 def names(config: ModelConfig) -> tuple[Row, ...]:
     """Where each parameter is published."""
-    return rows.decoder(config)
+    return decoder_rows.decoder(config)
 
 
 def gguf(config: ModelConfig) -> tuple[Row, ...]:
@@ -97,16 +99,15 @@ def gguf(config: ModelConfig) -> tuple[Row, ...]:
     return gguf_rows.decoder(config)
 
 
-def _size(width: int, mlp: int, layers: int, heads: int, kv_heads: int, window: int, **others: Any) -> ModelConfig:
-    sizes = {"hidden_size": width, "intermediate_size": mlp, "num_hidden_layers": layers, "sliding_window": window}
-    return config(sizes | {"num_attention_heads": heads, "num_key_value_heads": kv_heads} | others)
+def _size(*sizes: int, window: int, **others: Any) -> ModelConfig:
+    return config(decoder.sizes(*sizes) | {"sliding_window": window} | others)
 
 
 _LONG: dict[str, Any] = {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}
 SIZES = {
-    "gemma-3-270m": _size(640, 2048, 18, 4, 1, 512, vocab_size=262144),
-    "gemma-3-1b": _size(1152, 6912, 26, 4, 1, 512, vocab_size=262144),
-    "gemma-3-4b": _size(2560, 10240, 34, 8, 4, 1024, **_LONG),
-    "gemma-3-12b": _size(3840, 15360, 48, 16, 8, 1024, **_LONG),
-    "gemma-3-27b": _size(5376, 21504, 62, 32, 16, 1024, head_dim=128, query_pre_attn_scalar=168, **_LONG),
+    "gemma-3-270m": _size(640, 2048, 18, 4, 1, window=512, vocab_size=262144),
+    "gemma-3-1b": _size(1152, 6912, 26, 4, 1, window=512, vocab_size=262144),
+    "gemma-3-4b": _size(2560, 10240, 34, 8, 4, window=1024, **_LONG),
+    "gemma-3-12b": _size(3840, 15360, 48, 16, 8, window=1024, **_LONG),
+    "gemma-3-27b": _size(5376, 21504, 62, 32, 16, window=1024, head_dim=128, query_pre_attn_scalar=168, **_LONG),
 }

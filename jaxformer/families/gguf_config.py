@@ -23,7 +23,7 @@ YARN = {
     "beta_fast": "rope.scaling.yarn_beta_fast",
     "beta_slow": "rope.scaling.yarn_beta_slow",
 }
-Attributes = dict[str, Any]
+Json = dict[str, Any]
 
 
 class Keys:
@@ -77,7 +77,7 @@ class Keys:
         return self.given.get(name, default)
 
 
-def config(metadata: Mapping[str, Any], tensors: Mapping[str, Any]) -> Attributes:
+def config(metadata: Mapping[str, Any], tensors: Mapping[str, Any]) -> Json:
     """The config.json of a file. `tensors` are asked for shapes, and for the divisors of rotary frequencies.
 
     Raises a ValueError that lists every key which is missing, unknown or cannot be expressed.
@@ -93,7 +93,7 @@ def config(metadata: Mapping[str, Any], tensors: Mapping[str, Any]) -> Attribute
     head_dim = keys.size("attention.key_length", width // heads or 1)
     if keys.size("attention.value_length", head_dim) != head_dim:
         keys.refuse("attention.value_length")
-    hf: Attributes = {
+    hf: Json = {
         "architectures": [f"{name}ForCausalLM"],
         "model_type": architecture,
         "vocab_size": tensors["token_embd.weight"].shape[0],
@@ -123,7 +123,7 @@ def config(metadata: Mapping[str, Any], tensors: Mapping[str, Any]) -> Attribute
     return {name: value for name, value in hf.items() if value is not None} | ids
 
 
-def generation(metadata: Mapping[str, Any]) -> Attributes:
+def generation(metadata: Mapping[str, Any]) -> Json:
     """The generation_config.json: special ids; a text ends at the end of a turn as well."""
     special = {
         name: metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "eot", "eom", "padding")
@@ -133,7 +133,7 @@ def generation(metadata: Mapping[str, Any]) -> Attributes:
     return {f"{name}_token_id": value for name, value in ids.items() if value is not None}
 
 
-def _scaling(keys: Keys, tensors: Mapping[str, Any], hf: Attributes, turned: int) -> Attributes | None:
+def _scaling(keys: Keys, tensors: Mapping[str, Any], hf: Json, turned: int) -> Json | None:
     """`rope_scaling`: what the metadata name, or what tensors of divisors amount to."""
     factor, attention = keys.number("rope.scaling.factor", 0.0), keys.number("rope.scaling.attn_factor", 1.0)
     kind = keys.word("rope.scaling.type", "linear" if factor else "none")
@@ -167,7 +167,7 @@ def _divisors(tensors: Mapping[str, Any], name: str) -> list[float]:
     return found
 
 
-def _divided(divisors: list[float], hf: Attributes, turned: int) -> Attributes:
+def _divided(divisors: list[float], hf: Json, turned: int) -> Json:
     """The scaling of LLaMA 3 where it gives these divisors, else they themselves, at every length."""
     factor, low, high, length = max(divisors), 1.0, 4.0, 8192
     waves = [2 * math.pi * hf["rope_theta"] ** (2 * i / turned) for i in range(turned // 2)]
@@ -184,23 +184,23 @@ def _close(a: float, b: float) -> bool:
     return math.isclose(a, b, rel_tol=1e-4)
 
 
-def _llama(keys: Keys, tensors: Mapping[str, Any], hf: Attributes) -> Attributes:
+def _llama(keys: Keys, tensors: Mapping[str, Any], hf: Json) -> Json:
     return {"attention_bias": "blk.0.attn_q.bias" in tensors, "mlp_bias": "blk.0.ffn_up.bias" in tensors}
 
 
-def _qwen2(keys: Keys, tensors: Mapping[str, Any], hf: Attributes) -> Attributes:
+def _qwen2(keys: Keys, tensors: Mapping[str, Any], hf: Json) -> Json:
     return _derived_head_dim(keys, hf) | {"use_sliding_window": False}
 
 
-def _qwen3(keys: Keys, tensors: Mapping[str, Any], hf: Attributes) -> Attributes:
+def _qwen3(keys: Keys, tensors: Mapping[str, Any], hf: Json) -> Json:
     return {"attention_bias": "blk.0.attn_q.bias" in tensors, "use_sliding_window": False}
 
 
-def _gemma(keys: Keys, tensors: Mapping[str, Any], hf: Attributes) -> Attributes:
+def _gemma(keys: Keys, tensors: Mapping[str, Any], hf: Json) -> Json:
     return {"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh"}
 
 
-def _gemma2(keys: Keys, tensors: Mapping[str, Any], hf: Attributes) -> Attributes:
+def _gemma2(keys: Keys, tensors: Mapping[str, Any], hf: Json) -> Json:
     return {
         "hidden_act": None,
         "hidden_activation": "gelu_pytorch_tanh",
@@ -211,7 +211,7 @@ def _gemma2(keys: Keys, tensors: Mapping[str, Any], hf: Attributes) -> Attribute
     }
 
 
-def _gemma3(keys: Keys, tensors: Mapping[str, Any], hf: Attributes) -> Attributes:
+def _gemma3(keys: Keys, tensors: Mapping[str, Any], hf: Json) -> Json:
     window = keys.size("attention.sliding_window", 0)
     return {
         "model_type": "gemma3_text",
@@ -226,7 +226,7 @@ def _gemma3(keys: Keys, tensors: Mapping[str, Any], hf: Attributes) -> Attribute
     }
 
 
-def _phi3(keys: Keys, tensors: Mapping[str, Any], hf: Attributes) -> Attributes:
+def _phi3(keys: Keys, tensors: Mapping[str, Any], hf: Json) -> Json:
     scaling = {name: value for name, value in (hf["rope_scaling"] or {}).items() if not name.startswith("original")}
     return _derived_head_dim(keys, hf) | {
         "rope_scaling": scaling or None,
@@ -236,19 +236,19 @@ def _phi3(keys: Keys, tensors: Mapping[str, Any], hf: Attributes) -> Attributes:
     }
 
 
-def _derived_head_dim(keys: Keys, hf: Attributes) -> Attributes:
+def _derived_head_dim(keys: Keys, hf: Json) -> Json:
     """For a model type whose heads always share its width."""
     if hf["head_dim"] * hf["num_attention_heads"] != hf["hidden_size"]:
         keys.refuse("attention.key_length")
     return {"head_dim": None}
 
 
-def _query_scalar(hf: Attributes, largest: int) -> int:
+def _query_scalar(hf: Json, largest: int) -> int:
     """Scores are divided by its root: the head's size, but in the largest of a series, known by its layers."""
     return hf["hidden_size"] // hf["num_attention_heads"] if hf["num_hidden_layers"] == largest else hf["head_dim"]
 
 
-ARCHITECTURES: dict[str, tuple[str, Callable[[Keys, Mapping[str, Any], Attributes], Attributes]]] = {
+ARCHITECTURES: dict[str, tuple[str, Callable[[Keys, Mapping[str, Any], Json], Json]]] = {
     "llama": ("Llama", _llama),
     "qwen2": ("Qwen2", _qwen2),
     "qwen3": ("Qwen3", _qwen3),

@@ -3,11 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from jaxformer.families import qwen2, smollm3
+
 _ENDINGS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_THREES = _ENDINGS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + _REST
-_ONES = _ENDINGS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + _REST
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _SLASHES = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
@@ -18,8 +17,8 @@ def _cased(ending: str, digits: str) -> str:
 
 
 _PLAIN: dict[str, Any] = {"patterns": (_GPT2,)}
-_LLAMA: dict[str, Any] = {"patterns": (_THREES,), "whole_words": True, "bos": True}
-_QWEN: dict[str, Any] = {"patterns": (_ONES,), "nfc": True}
+_LLAMA: dict[str, Any] = {"patterns": (smollm3.TOKENIZER["pattern"],), "whole_words": True, "bos": True}
+_QWEN: dict[str, Any] = {"patterns": (qwen2.TOKENIZER["pattern"],), "nfc": True}
 _GPT4O: dict[str, Any] = {"patterns": (_cased(f"{_ENDINGS}?", r"\p{N}{1,3}"),)}
 WORDS: dict[str, dict[str, Any]] = {
     "default": {"patterns": (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")},

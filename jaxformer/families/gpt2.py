@@ -14,18 +14,12 @@ from jaxformer.config import (
     NormConfig,
     StackConfig,
 )
-from jaxformer.families import plain
-from jaxformer.families.attributes import PUBLISHED, Attributes
-from jaxformer.names import Row, linear, norm, table
+from jaxformer.families import heads, plain
+from jaxformer.families.attributes import EVERY, PUBLISHED, Attributes
+from jaxformer.names import Row, linear
 
 MODEL_TYPES: tuple[str, ...] = ("gpt2",)
-ARCHITECTURES = {
-    "lm": "GPT2LMHeadModel",
-    "classify": "GPT2ForSequenceClassification",
-    "tag": "GPT2ForTokenClassification",
-    "answer": "GPT2ForQuestionAnswering",
-    "embed": "GPT2Model",
-}
+ARCHITECTURES = heads.classes("GPT2") | {"lm": "GPT2LMHeadModel"}
 PREFIX = "transformer."
 """Published names begin so, but files of the model without its head lack it."""
 IGNORED: tuple[str, ...] = ("transformer.h.*.attn.bias", "transformer.h.*.attn.masked_bias")
@@ -50,48 +44,40 @@ READS = {
     "tie_word_embeddings": True,
 }
 MUST_BE = {"reorder_and_upcast_attn": False, "scale_attn_by_inverse_layer_idx": False}
-# attn_pdrop drops attention weights, classifier_dropout and hidden_dropout a head's input, all in training alone:
-# there is no such dropout here.
+# The first two drop attention weights and a head's input, in training alone: there is no such dropout here.
 # summary_* configure a head that reads one token; early versions of the reference wrote the others.
 MAY_BE = (
-    "attn_pdrop",
-    "classifier_dropout",
-    "hidden_dropout",
-    "summary_activation",
-    "summary_first_dropout",
-    "summary_proj_to_labels",
-    "summary_type",
-    "summary_use_proj",
-    "n_ctx",
-    "n_special",
-    "output_past",
-    "predict_special_tokens",
+    *("attn_pdrop", "hidden_dropout", "n_ctx", "n_special", "predict_special_tokens"),
+    *("summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj"),
 )
+BLOCKS, LAYER = "decoder/blocks", "transformer.h.{layer}"
+NAMES = {
+    "embed": "transformer.wte",
+    "decoder/position": "transformer.wpe",
+    f"{BLOCKS}/attention_norm": f"{LAYER}.ln_1",
+    f"{BLOCKS}/attention/out": f"{LAYER}.attn.c_proj",
+    f"{BLOCKS}/mlp_norm": f"{LAYER}.ln_2",
+    f"{BLOCKS}/mlp/up": f"{LAYER}.mlp.c_fc",
+    f"{BLOCKS}/mlp/down": f"{LAYER}.mlp.c_proj",
+    "decoder/norm": "transformer.ln_f",
+}
 
 
 def config(hf: Mapping[str, Any]) -> ModelConfig:
     """The architecture of a config.json. Raises a ValueError that names each attribute it cannot express."""
     a = Attributes(hf, READS, MUST_BE, MAY_BE)
-    activation = a.activation("activation_function")
-    if a["n_embd"] % a["n_head"]:
-        a.refuse("n_head", a["n_head"])
+    width, count, head_dim = a["n_embd"], a["n_head"], a.head_dim("n_embd", "n_head")
+    activation, scale = a.activation("activation_function"), None if a["scale_attn_weights"] else 1.0
     a.check()
-    head_dim = a["n_embd"] // a["n_head"]
     block = BlockConfig(
-        AttentionConfig(
-            heads=a["n_head"],
-            kv_heads=a["n_head"],
-            head_dim=head_dim,
-            scale=None if a["scale_attn_weights"] else 1.0,
-            bias=("query", "key", "value", "out"),
-        ),
-        MlpConfig(4 * a["n_embd"] if a["n_inner"] is None else a["n_inner"], activation),
+        AttentionConfig(count, count, head_dim, scale, bias=EVERY),
+        MlpConfig(a["n_inner"] or 4 * width, activation),
         NormConfig("layer", a["layer_norm_epsilon"]),
         dropout=a["resid_pdrop"],
     )
     return ModelConfig(
         vocab=a["vocab_size"],
-        width=a["n_embd"],
+        width=width,
         decoder=StackConfig(
             (block,),
             layers=a["n_layer"],
@@ -99,7 +85,7 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
             input=InputConfig(LearnedConfig(a["n_positions"]), dropout=a["embd_pdrop"]),
             final_norm=block.norm,
         ),
-        **plain.heads(hf, ARCHITECTURES, HeadConfig(tied=a["tie_word_embeddings"])),
+        **heads.of_decoder(hf, ARCHITECTURES, HeadConfig(a["tie_word_embeddings"])),
     ).validate()
 
 
@@ -109,7 +95,7 @@ def hf_config(config: ModelConfig) -> dict[str, Any]:
     block = stack.pattern[0]
     if not isinstance(stack.input.positions, LearnedConfig):
         raise ValueError("it is one decoder with learned positions")
-    return plain.written(config, "gpt2", ARCHITECTURES) | {
+    return heads.written(config, "gpt2", ARCHITECTURES) | {
         "n_positions": stack.input.positions.length,
         "n_embd": config.width,
         "n_layer": stack.layers,
@@ -126,28 +112,15 @@ def hf_config(config: ModelConfig) -> dict[str, Any]:
 
 def names(config: ModelConfig) -> tuple[Row, ...]:
     """Where each parameter is published: projections as [in, out], query, key and value fused."""
-    ours, theirs = "decoder/blocks", "transformer.h.{layer}"
-    tied = config.head is not None and config.head.tied
-    rows = table("embed", "transformer.wte", also=("lm_head.weight",) if tied else ())
-    rows += table("decoder/position", "transformer.wpe")
-    rows += norm(f"{ours}/attention_norm", f"{theirs}.ln_1", bias=True)
+    rows = plain.rows(config, NAMES, layout="in_out")
     for i, name in enumerate(("query", "key", "value")):
-        path = f"{ours}/attention/{name}"
-        rows += linear(path, f"{theirs}.attn.c_attn", bias=True, layout="in_out", part=(i, i + 1, 3))
-    rows += linear(f"{ours}/attention/out", f"{theirs}.attn.c_proj", inputs=2, bias=True, layout="in_out")
-    rows += norm(f"{ours}/mlp_norm", f"{theirs}.ln_2", bias=True)
-    rows += linear(f"{ours}/mlp/up", f"{theirs}.mlp.c_fc", bias=True, layout="in_out")
-    rows += linear(f"{ours}/mlp/down", f"{theirs}.mlp.c_proj", bias=True, layout="in_out")
-    rows += norm("decoder/norm", "transformer.ln_f", bias=True)
-    if config.head is not None and not tied:
-        rows += linear("heads/lm", "lm_head")
-    for extra in config.extra:
-        rows += linear(f"heads/{extra.name}/output", plain.PUBLISHED[extra.name], bias=extra.bias)
+        path, published = f"{BLOCKS}/attention/{name}", f"{LAYER}.attn.c_attn"
+        rows += linear(path, published, bias=True, layout="in_out", part=(i, i + 1, 3))
     return rows
 
 
-def _size(width: int, layers: int, heads: int) -> ModelConfig:
-    return config({"n_embd": width, "n_layer": layers, "n_head": heads})
+def _size(width: int, layers: int, count: int) -> ModelConfig:
+    return config({"n_embd": width, "n_layer": layers, "n_head": count})
 
 
 SIZES = {

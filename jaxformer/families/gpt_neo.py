@@ -14,12 +14,12 @@ from jaxformer.config import (
     NormConfig,
     StackConfig,
 )
-from jaxformer.families import attributes, decoder, gpt2, plain
+from jaxformer.families import attributes, decoder, gpt2, heads, plain
 from jaxformer.families.attributes import Attributes
 from jaxformer.names import Row
 
 MODEL_TYPES: tuple[str, ...] = ("gpt_neo",)
-ARCHITECTURES = decoder.architectures("GPTNeo")
+ARCHITECTURES = heads.classes("GPTNeo")
 PREFIX = "transformer."
 IGNORED: tuple[str, ...] = ("transformer.h.*.attn.attention.bias", "transformer.h.*.attn.attention.masked_bias")
 """Tensors of a file that are no parameters: the causal mask."""
@@ -41,9 +41,7 @@ READS: dict[str, Any] = {
     "layer_norm_epsilon": 1e-5,
     "tie_word_embeddings": True,
 }
-# attention_dropout drops attention weights, classifier_dropout a head's input, both in training alone: there is no
-# such dropout here, nor any at inference. See gpt2.py for the others.
-MAY_BE = (*gpt2.MAY_BE, "attention_dropout", "classifier_dropout")
+MAY_BE = gpt2.MAY_BE
 BLOCKS, LAYER = "decoder/blocks", "transformer.h.{layer}"
 NAMES = {
     "embed": "transformer.wte",
@@ -63,15 +61,14 @@ NAMES = {
 def config(hf: Mapping[str, Any]) -> ModelConfig:
     """The architecture of a config.json. Raises a ValueError that names each attribute it cannot express."""
     a = Attributes(hf, READS, {}, MAY_BE)
-    activation, width, heads, near = a.activation("activation_function"), a["hidden_size"], a["num_heads"], _near(a)
-    if width % heads:
-        a.refuse("num_heads", heads)
+    width, count, head_dim = a["hidden_size"], a["num_heads"], a.head_dim("hidden_size", "num_heads")
+    activation, near = a.activation("activation_function"), _near(a)
     a.check()
     norm = NormConfig("layer", a["layer_norm_epsilon"])
     mlp = MlpConfig(a["intermediate_size"] or 4 * width, activation)
 
     def layer(window: int | None) -> BlockConfig:
-        attention = AttentionConfig(heads, heads, width // heads, scale=1.0, bias=("out",), window=window)
+        attention = AttentionConfig(count, count, head_dim, scale=1.0, bias=("out",), window=window)
         return BlockConfig(attention, mlp, norm, dropout=a["resid_dropout"])
 
     return ModelConfig(
@@ -84,17 +81,18 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
             input=InputConfig(LearnedConfig(a["max_position_embeddings"]), dropout=a["embed_dropout"]),
             final_norm=norm,
         ),
-        **plain.heads(hf, ARCHITECTURES, HeadConfig(a["tie_word_embeddings"])),
+        **heads.of_decoder(hf, ARCHITECTURES, HeadConfig(a["tie_word_embeddings"])),
     ).validate()
 
 
 def _near(a: Attributes) -> list[bool]:
     """Whether each layer looks through a window: by `attention_types`, pairs of kinds and how often they follow."""
-    try:
-        kinds = [kind for each, times in a["attention_types"] for _ in range(times) for kind in each]
+    layers = a["num_layers"]
+    try:  # what a damaged file repeats without end is cut at one layer too many
+        kinds = [kind for each, times in a["attention_types"] for _ in range(min(times, layers + 1)) for kind in each]
     except (TypeError, ValueError):
         kinds = []
-    if len(kinds) != a["num_layers"] or any(kind not in ("global", "local") for kind in kinds):
+    if len(kinds) != layers or any(kind not in ("global", "local") for kind in kinds):
         a.refuse("attention_types", a["attention_types"])
     elif a["attention_layers"] not in ([], kinds):
         a.refuse("attention_layers", a["attention_layers"])
@@ -110,7 +108,7 @@ def hf_config(config: ModelConfig) -> dict[str, Any]:
     windows = [each.attention.window for each in stack.pattern]
     kinds = ["global" if window is None else "local" for window in windows]
     whole, rest = divmod(stack.layers, len(kinds))
-    return plain.written(config, "gpt_neo", ARCHITECTURES) | {
+    return heads.written(config, "gpt_neo", ARCHITECTURES) | {
         "max_position_embeddings": positions.length,
         "hidden_size": config.width,
         "num_layers": stack.layers,
@@ -130,9 +128,9 @@ def names(config: ModelConfig) -> tuple[Row, ...]:
     return plain.rows(config, NAMES)
 
 
-def _size(width: int, layers: int, heads: int) -> ModelConfig:
+def _size(width: int, layers: int, count: int) -> ModelConfig:
     types = [[["global", "local"], layers // 2]]
-    return config({"hidden_size": width, "num_layers": layers, "num_heads": heads, "attention_types": types})
+    return config({"hidden_size": width, "num_layers": layers, "num_heads": count, "attention_types": types})
 
 
 SIZES = {

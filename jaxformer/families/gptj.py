@@ -16,12 +16,12 @@ from jaxformer.config import (
     RopeConfig,
     StackConfig,
 )
-from jaxformer.families import attributes, decoder, gpt2, plain
+from jaxformer.families import attributes, gpt2, heads, plain
 from jaxformer.families.attributes import Attributes
 from jaxformer.names import Row
 
 MODEL_TYPES: tuple[str, ...] = ("gptj",)
-ARCHITECTURES = decoder.architectures("GPTJ", kinds=("classify", "answer"))
+ARCHITECTURES = heads.classes("GPTJ", kinds=("classify", "answer"))
 PREFIX = "transformer."
 IGNORED: tuple[str, ...] = ("transformer.h.*.attn.bias", "transformer.h.*.attn.masked_bias")
 """Tensors of a file that are no parameters: the causal mask."""
@@ -60,16 +60,14 @@ NAMES = {
 def config(hf: Mapping[str, Any]) -> ModelConfig:
     """The architecture of a config.json. Raises a ValueError that names each attribute it cannot express."""
     a = Attributes(hf, READS, MUST_BE, MAY_BE)
-    activation, width, heads = a.activation("activation_function"), a["n_embd"], a["n_head"]
-    head_dim, turned = width // heads, a["rotary_dim"]
-    if width % heads:
-        a.refuse("n_head", heads)
-    elif turned > head_dim:
+    width, count, head_dim = a["n_embd"], a["n_head"], a.head_dim("n_embd", "n_head")
+    activation, turned = a.activation("activation_function"), a["rotary_dim"]
+    if turned > head_dim:
         a.refuse("rotary_dim", turned)
     a.check()
     rope = RopeConfig(dim=None if turned == head_dim else turned, interleaved=True)
     block = BlockConfig(
-        AttentionConfig(heads, heads, head_dim, rope=rope),
+        AttentionConfig(count, count, head_dim, rope=rope),
         MlpConfig(a["n_inner"] or 4 * width, activation),
         NormConfig("layer", a["layer_norm_epsilon"]),
         parallel=True,
@@ -85,7 +83,7 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
             input=InputConfig(dropout=a["embd_pdrop"]),
             final_norm=block.norm,
         ),
-        **plain.heads(hf, ARCHITECTURES, HeadConfig(a["tie_word_embeddings"], bias=True)),
+        **heads.of_decoder(hf, ARCHITECTURES, HeadConfig(a["tie_word_embeddings"], bias=True)),
     ).validate()
 
 
@@ -95,7 +93,7 @@ def hf_config(config: ModelConfig) -> dict[str, Any]:
     block = stack.pattern[0]
     if block.attention.rope is None:
         raise ValueError("it is one decoder with rotary positions")
-    return plain.written(config, "gptj", ARCHITECTURES) | {
+    return heads.written(config, "gptj", ARCHITECTURES) | {
         "n_embd": config.width,
         "n_layer": stack.layers,
         "n_head": block.attention.heads,

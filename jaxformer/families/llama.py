@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxformer.config import ModelConfig
-from jaxformer.families import decoder, gguf_rows, rope, rows
+from jaxformer.families import decoder, decoder_rows, gguf_rows, heads, rope
 from jaxformer.families.attributes import Attributes
 from jaxformer.names import Row
 
 MODEL_TYPES: tuple[str, ...] = ("llama",)
-ARCHITECTURES = decoder.architectures("Llama")
-PREFIX = rows.PREFIX
+ARCHITECTURES = heads.classes("Llama")
+PREFIX = decoder_rows.PREFIX
 IGNORED = decoder.IGNORED
 TOKENIZER: dict[str, Any] = {
     "kind": "sentencepiece",
@@ -33,22 +33,21 @@ MAY_BE = (*decoder.MAY_BE, "is_llama_config", "max_sequence_length")
 def config(hf: Mapping[str, Any]) -> ModelConfig:
     """The architecture of a config.json. Raises a ValueError that names each attribute it cannot express."""
     a = Attributes(hf, READS, MUST_BE, MAY_BE)
-    bias = ("query", "key", "value", "out") if a["attention_bias"] else ()
-    layer = decoder.block(a, rope=rope.read(a), bias=bias, mlp_bias=a["mlp_bias"], dropout=a["resid_pdrop"])
+    layer = decoder.block(a, rope=rope.read(a), dropout=a["resid_pdrop"])
     return decoder.model(a, hf, ARCHITECTURES, [layer] * a["num_hidden_layers"], dropout=a["embd_pdrop"])
 
 
 def hf_config(config: ModelConfig) -> dict[str, Any]:
     """A config.json of this architecture, as far as that can express it."""
-    written, layer = decoder.written(config, "llama", ARCHITECTURES), decoder.layers_of(config)[0]
+    written, layer = decoder.written(config, "llama", ARCHITECTURES, READS), decoder.layers_of(config)[0]
     decoder.divided(config)
     dropouts = {"resid_pdrop": layer.dropout, "embd_pdrop": getattr(config, config.main).input.dropout}
-    return written | decoder.biases(config) | {name: value for name, value in dropouts.items() if value}
+    return written | {name: value for name, value in dropouts.items() if value}
 
 
 def names(config: ModelConfig) -> tuple[Row, ...]:
     """Where each parameter is published."""
-    return rows.decoder(config, answers="transformer.")
+    return decoder_rows.decoder(config, answers="transformer.")
 
 
 def gguf(config: ModelConfig) -> tuple[Row, ...]:
@@ -56,10 +55,8 @@ def gguf(config: ModelConfig) -> tuple[Row, ...]:
     return gguf_rows.decoder(config, pairs=True)
 
 
-def _size(width: int, mlp: int, layers: int, heads: int, kv_heads: int, **others: Any) -> ModelConfig:
-    sizes = {"hidden_size": width, "intermediate_size": mlp, "num_hidden_layers": layers}
-    shared = {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "rms_norm_eps": 1e-5}
-    return config(sizes | shared | others)
+def _size(*sizes: int, **others: Any) -> ModelConfig:
+    return config(decoder.sizes(*sizes) | {"rms_norm_eps": 1e-5} | others)
 
 
 _THIRD = {"vocab_size": 128256, "rope_theta": 500_000.0}

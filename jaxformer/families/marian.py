@@ -1,7 +1,6 @@
 """Marian (Junczys-Dowmunt et al., 2018, arXiv:1804.00344), as in OPUS-MT: nearly the Transformer of 2017."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from jaxformer.config import ModelConfig
@@ -18,7 +17,6 @@ TOKENIZER: dict[str, Any] = {
     "special": {"eos": "</s>", "unk": "<unk>", "pad": "<pad>"},
     "template": ("$A {eos}", "$A $B {eos}"),
 }
-VOCAB = 58101
 KIN = Kin(
     model_type="marian",
     architectures=ARCHITECTURES,
@@ -26,14 +24,14 @@ KIN = Kin(
     norms="post",
     input_norm=False,
     learned=False,
-    reads={"vocab_size": VOCAB},
+    vocab=58101,
 )
 
 
 def config(hf: Mapping[str, Any]) -> ModelConfig:
     """The architecture of a config.json. Raises a ValueError that names each attribute it cannot express."""
-    one_table = {"share_encoder_decoder_embeddings": True, "decoder_vocab_size": hf.get("vocab_size", VOCAB)}
-    return seq2seq_rows.config(hf, replace(KIN, must_be=one_table))
+    vocab = hf.get("vocab_size", KIN.vocab)
+    return seq2seq_rows.config(hf, KIN, share_encoder_decoder_embeddings=True, decoder_vocab_size=vocab)
 
 
 def hf_config(config: ModelConfig) -> dict[str, Any]:
@@ -41,13 +39,5 @@ def hf_config(config: ModelConfig) -> dict[str, Any]:
     return seq2seq_rows.hf_config(config, KIN)
 
 
-SIZES = {
-    "opus-mt-en-de": config(
-        {
-            **{"d_model": 512, "activation_function": "swish", "scale_embedding": True},
-            **{f"{stack}_layers": 6 for stack in seq2seq_rows.STACKS},
-            **{f"{stack}_ffn_dim": 2048 for stack in seq2seq_rows.STACKS},
-            **{f"{stack}_attention_heads": 8 for stack in seq2seq_rows.STACKS},
-        }
-    )
-}
+_BASE = seq2seq_rows.sizes(512, 6, 2048, 8)
+SIZES = {"opus-mt-en-de": config(_BASE | {"activation_function": "swish", "scale_embedding": True})}

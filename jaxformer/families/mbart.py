@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxformer.config import ModelConfig
-from jaxformer.families import seq2seq_rows
+from jaxformer.families import seq2seq_rows, xlm_roberta
 from jaxformer.families.seq2seq_rows import IGNORED, PREFIX, Kin, names
 
 __all__ = ["ARCHITECTURES", "IGNORED", "MODEL_TYPES", "PREFIX", "SIZES", "TOKENIZER", "config", "hf_config", "names"]
@@ -24,16 +24,8 @@ _MORE = """
     af_ZA az_AZ bn_IN fa_IR he_IL hr_HR id_ID ka_GE km_KH mk_MK ml_IN mn_MN mr_IN
     pl_PL ps_AF pt_XX sv_SE sw_KE ta_IN te_IN th_TH tl_XX uk_UA ur_PK xh_ZA gl_ES sl_SI
 """
-TOKENIZER: dict[str, Any] = {
-    "kind": "sentencepiece",
-    "special": {
-        **{"bos": "<s>", "eos": "</s>", "unk": "<unk>", "pad": "<pad>"},
-        **{"sep": "</s>", "cls": "<s>", "mask": "<mask>"},
-    },
-    "before": ("<s>", "<pad>", "</s>", "<unk>"),
-    "skip": 3,
+TOKENIZER: dict[str, Any] = xlm_roberta.TOKENIZER | {
     "after": (*_LANGUAGES.split(), "<mask>"),
-    "lstrip": ("mask",),
     "src_lang": "en_XX",
     "template": ("$A {eos} {src_lang}", "$A $B {eos} {src_lang}"),
     "variants": {

@@ -4,19 +4,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxformer.config import ModelConfig
-from jaxformer.families import decoder, rope, rows
+from jaxformer.families import decoder, decoder_rows, heads, llama, rope
 from jaxformer.families.attributes import Attributes
 from jaxformer.names import Row
 
 MODEL_TYPES: tuple[str, ...] = ("mistral",)
-ARCHITECTURES = decoder.architectures("Mistral")
-PREFIX = rows.PREFIX
+ARCHITECTURES = heads.classes("Mistral")
+PREFIX = decoder_rows.PREFIX
 IGNORED = decoder.IGNORED
-TOKENIZER: dict[str, Any] = {
-    "kind": "sentencepiece",
-    "special": {"bos": "<s>", "eos": "</s>", "unk": "<unk>"},
-    "template": ("{bos} $A", "{bos} $A {bos}:1 $B:1"),
-}
+TOKENIZER = llama.TOKENIZER
 
 READS: dict[str, Any] = {
     **decoder.READS,
@@ -38,13 +34,12 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
 
 def hf_config(config: ModelConfig) -> dict[str, Any]:
     """A config.json of this architecture, as far as that can express it."""
-    written = decoder.written(config, "mistral", ARCHITECTURES)
-    return written | {"sliding_window": decoder.windows(config)["sliding_window"]}
+    return decoder.written(config, "mistral", ARCHITECTURES, READS)
 
 
 def names(config: ModelConfig) -> tuple[Row, ...]:
     """Where each parameter is published."""
-    return rows.decoder(config)
+    return decoder_rows.decoder(config)
 
 
 SIZES = {"mistral-7b": config({"rms_norm_eps": 1e-5})}

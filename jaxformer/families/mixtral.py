@@ -1,17 +1,16 @@
 """Mixtral (Jiang et al., 2024, arXiv:2401.04088): Mistral with eight experts, of which each token takes two."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
-from jaxformer.config import ExpertsConfig, ModelConfig
-from jaxformer.families import decoder, mistral, rope, rows, sparse
+from jaxformer.config import ModelConfig
+from jaxformer.families import decoder, decoder_rows, heads, mistral, rope, sparse
 from jaxformer.families.attributes import Attributes
 from jaxformer.names import Row
 
 MODEL_TYPES: tuple[str, ...] = ("mixtral",)
-ARCHITECTURES = decoder.architectures("Mixtral")
-PREFIX = rows.PREFIX
+ARCHITECTURES = heads.classes("Mixtral")
+PREFIX = decoder_rows.PREFIX
 IGNORED = decoder.IGNORED
 TOKENIZER = mistral.TOKENIZER
 
@@ -37,21 +36,16 @@ NAMES = {
 def config(hf: Mapping[str, Any]) -> ModelConfig:
     """The architecture of a config.json. Raises a ValueError that names each attribute it cannot express."""
     a = Attributes(hf, READS, MUST_BE, MAY_BE, NULLABLE)
-    layer = decoder.block(a, rope=rope.read(a), window=a["sliding_window"])
-    mlp = ExpertsConfig(
-        a["intermediate_size"], a["num_local_experts"], a["num_experts_per_tok"], a.activation("hidden_act")
-    )
-    return decoder.model(a, hf, ARCHITECTURES, [replace(layer, mlp=mlp)] * a["num_hidden_layers"])
+    dense = decoder.block(a, rope=rope.read(a), window=a["sliding_window"])
+    layer = sparse.layer(dense, a["intermediate_size"], a["num_local_experts"], a["num_experts_per_tok"])
+    return decoder.model(a, hf, ARCHITECTURES, [layer] * a["num_hidden_layers"])
 
 
 def hf_config(config: ModelConfig) -> dict[str, Any]:
     """A config.json of this architecture, as far as that can express it."""
     dense, experts = sparse.dense(config)
-    return decoder.written(dense, "mixtral", ARCHITECTURES) | {
-        "sliding_window": decoder.windows(dense)["sliding_window"],
-        "num_experts_per_tok": experts.top_k,
-        "num_local_experts": experts.experts,
-    }
+    counts = {"num_experts_per_tok": experts.top_k, "num_local_experts": experts.experts}
+    return decoder.written(dense, "mixtral", ARCHITECTURES, READS) | counts
 
 
 def names(config: ModelConfig) -> tuple[Row, ...]:

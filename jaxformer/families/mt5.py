@@ -23,7 +23,7 @@ __all__ = [
 
 MODEL_TYPES: tuple[str, ...] = ("mt5",)
 ARCHITECTURES = {kind: f"M{name}" for kind, name in t5.ARCHITECTURES.items()}
-READS = {
+DEFAULTS: dict[str, Any] = {
     **{"vocab_size": 250112, "d_ff": 1024, "num_layers": 8, "num_heads": 6},
     **{"feed_forward_proj": "gated-gelu", "scale_decoder_outputs": False},
 }
@@ -34,28 +34,26 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
     """The architecture of a config.json. Raises a ValueError that names each attribute it cannot express."""
     if hf.get("scale_decoder_outputs"):
         raise ValueError("mt5: scale_decoder_outputs=True is not supported")
-    named = [name.removeprefix("M") for name in hf.get("architectures") or ()]
-    return t5.config(READS | dict(hf) | {"architectures": named})
+    return t5.config(DEFAULTS | dict(hf), ARCHITECTURES)
 
 
 def of_tensors(hf: Mapping[str, Any], published: Collection[str]) -> dict[str, Any]:
     """config.json, which says so where the names of the tensors show that the head is not tied."""
-    changed = t5.of_tensors(READS | dict(hf), published)
-    return dict(hf) | {name: changed[name] for name in ("tie_word_embeddings",) if name in changed}
+    return t5.of_tensors(hf, published, scaled=False)
 
 
 def hf_config(config: ModelConfig) -> dict[str, Any]:
     """A config.json of this architecture, as far as that can express it."""
-    written = t5.hf_config(config)
-    return written | {"model_type": "mt5", "architectures": [f"M{name}" for name in written["architectures"]]}
+    return t5.hf_config(config, "mt5", ARCHITECTURES)
+
+
+def _size(width: int, mlp: int, layers: int, heads: int) -> ModelConfig:
+    sizes = {"d_model": width, "d_ff": mlp, "num_layers": layers, "num_heads": heads}
+    return config(sizes | {"tie_word_embeddings": False})
 
 
 SIZES = {
-    "mt5-small": config({"tie_word_embeddings": False}),
-    "mt5-base": config(
-        {"d_model": 768, "d_ff": 2048, "num_layers": 12, "num_heads": 12, "tie_word_embeddings": False}
-    ),
-    "mt5-large": config(
-        {"d_model": 1024, "d_ff": 2816, "num_layers": 24, "num_heads": 16, "tie_word_embeddings": False}
-    ),
+    "mt5-small": _size(512, 1024, 8, 6),
+    "mt5-base": _size(768, 2048, 12, 12),
+    "mt5-large": _size(1024, 2816, 24, 16),
 }

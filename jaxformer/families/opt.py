@@ -15,12 +15,12 @@ from jaxformer.config import (
     StackConfig,
     TransformConfig,
 )
-from jaxformer.families import attributes, decoder, heads, plain
-from jaxformer.families.attributes import Attributes
+from jaxformer.families import attributes, heads, plain
+from jaxformer.families.attributes import EVERY, Attributes
 from jaxformer.names import Row, linear
 
 MODEL_TYPES: tuple[str, ...] = ("opt",)
-ARCHITECTURES = decoder.architectures("OPT", kinds=("classify", "answer"))
+ARCHITECTURES = heads.classes("OPT", kinds=("classify", "answer"))
 PREFIX = "model."
 IGNORED: tuple[str, ...] = ()
 TOKENIZER: dict[str, Any] = {
@@ -45,9 +45,8 @@ READS: dict[str, Any] = {
     "tie_word_embeddings": True,
 }
 MUST_BE = {"layer_norm_elementwise_affine": True}
-# attention_dropout drops attention weights, layerdrop whole layers, both in training alone; activation_dropout the
-# reference passes over; init_std is about fresh parameters.
-MAY_BE = ("activation_dropout", "attention_dropout", "init_std", "layerdrop")
+# layerdrop drops whole layers, in training alone; activation_dropout the reference passes over.
+MAY_BE = ("activation_dropout", "layerdrop")
 NORM, OFFSET = NormConfig("layer", 1e-5), 2
 NAMES = {
     "embed": "embed_tokens",
@@ -66,16 +65,15 @@ NAMES = {
 def config(hf: Mapping[str, Any]) -> ModelConfig:
     """The architecture of a config.json. Raises a ValueError that names each attribute it cannot express."""
     a = Attributes(hf, READS, MUST_BE, MAY_BE)
-    activation, width, count = a.activation("activation_function"), a["hidden_size"], a["num_attention_heads"]
+    width, count = a["hidden_size"], a["num_attention_heads"]
+    head_dim, activation = a.head_dim("hidden_size", "num_attention_heads"), a.activation("activation_function")
     narrow = a["word_embed_proj_dim"] not in (None, width)
-    if width % count:
-        a.refuse("num_attention_heads", count)
     if narrow and heads.kind(hf, ARCHITECTURES) != "lm":  # any other head reads vectors of the embedding's width
         a.refuse("word_embed_proj_dim", a["word_embed_proj_dim"])
     a.check()
     before, bias = a["do_layer_norm_before"], a["enable_bias"]
     block = BlockConfig(
-        AttentionConfig(count, count, width // count, bias=plain.EVERY if bias else ()),
+        AttentionConfig(count, count, head_dim, bias=EVERY if bias else ()),
         MlpConfig(a["ffn_dim"], activation, bias=bias),
         NORM,
         norms="pre" if before else "post",
@@ -94,7 +92,7 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
             final_norm=NORM if before and not a["_remove_final_layer_norm"] else None,
         ),
         embedding_width=a["word_embed_proj_dim"] if narrow else None,
-        **plain.heads(hf, ARCHITECTURES, head),
+        **heads.of_decoder(hf, ARCHITECTURES, head),
     ).validate()
 
 
@@ -104,7 +102,7 @@ def hf_config(config: ModelConfig) -> dict[str, Any]:
     block, positions = stack.pattern[0], stack.input.positions
     if not isinstance(positions, LearnedConfig):
         raise ValueError("it is one decoder with learned positions")
-    return plain.written(config, "opt", ARCHITECTURES) | {
+    return heads.written(config, "opt", ARCHITECTURES) | {
         "hidden_size": config.width,
         "num_hidden_layers": stack.layers,
         "ffn_dim": block.mlp.width,
@@ -129,8 +127,8 @@ def names(config: ModelConfig) -> tuple[Row, ...]:
     return rows
 
 
-def _size(width: int, layers: int, heads: int, **others: Any) -> ModelConfig:
-    sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads, "ffn_dim": 4 * width}
+def _size(width: int, layers: int, count: int, **others: Any) -> ModelConfig:
+    sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": count, "ffn_dim": 4 * width}
     return config(sizes | others)
 
 

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxformer.config import LongScaling, ModelConfig
-from jaxformer.families import decoder, gguf_rows, rope, rows
+from jaxformer.families import decoder, decoder_rows, gguf_rows, heads, rope
 from jaxformer.families.attributes import Attributes
 from jaxformer.names import Row
 
 MODEL_TYPES: tuple[str, ...] = ("phi3",)
-ARCHITECTURES = decoder.architectures("Phi3", kinds=("classify", "tag"))
-PREFIX = rows.PREFIX
+ARCHITECTURES = heads.classes("Phi3", kinds=("classify", "tag"))
+PREFIX = decoder_rows.PREFIX
 IGNORED = decoder.IGNORED
 TOKENIZER: dict[str, Any] = {
     "kind": "sentencepiece",
@@ -52,7 +52,7 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
 
 def hf_config(config: ModelConfig) -> dict[str, Any]:
     """A config.json of this architecture, as far as that can express it."""
-    written, first = decoder.written(config, "phi3", ARCHITECTURES), decoder.layers_of(config)[0]
+    written, first = decoder.written(config, "phi3", ARCHITECTURES, READS), decoder.layers_of(config)[0]
     attention, scaling = first.attention, written["rope_scaling"]
     if scaling is not None:  # version 4 knows the older name of this entry, and the length outside
         written["original_max_position_embeddings"] = scaling.pop("original_max_position_embeddings", 4096)
@@ -60,14 +60,13 @@ def hf_config(config: ModelConfig) -> dict[str, Any]:
     turned = attention.head_dim if attention.rope is None else attention.rope.dim or attention.head_dim
     return written | {
         "partial_rotary_factor": turned / attention.head_dim,
-        "sliding_window": attention.window,
         "resid_pdrop": first.dropout,
     }
 
 
 def names(config: ModelConfig) -> tuple[Row, ...]:
     """Where each parameter is published."""
-    return rows.decoder(config, fused=True)
+    return decoder_rows.decoder(config, fused=True)
 
 
 def gguf(config: ModelConfig) -> tuple[Row, ...]:

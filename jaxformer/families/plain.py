@@ -1,30 +1,11 @@
-"""What decoders share whose feed-forward is not gated and whose norms have biases: their heads, and their rows."""
+"""What the older decoders share, whose feed-forward is not gated and whose norms have biases."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
-from jaxformer.config import ExtraHeadConfig, HeadConfig, MlpConfig, ModelConfig, StackConfig
-from jaxformer.families.heads import COUNTED, kind, labels
+from jaxformer.config import MlpConfig, ModelConfig, StackConfig
+from jaxformer.families import heads
 from jaxformer.names import Row, linear, norm, table
-
-EVERY: tuple[Literal["query", "key", "value", "out"], ...] = ("query", "key", "value", "out")
-HEADS = {
-    "classify": ExtraHeadConfig("classify", 2, "last", bias=False),
-    "tag": ExtraHeadConfig("tag", 2),
-    "answer": ExtraHeadConfig("answer", 2),
-}
-PUBLISHED = {"classify": "score", "tag": "classifier", "answer": "qa_outputs"}
-"""Kind of head -> the name of its layer."""
-
-
-def heads(hf: Mapping[str, Any], classes: Mapping[str, str], head: HeadConfig) -> dict[str, Any]:
-    """`head` and `extra` of the ModelConfig that config.json asks for; `head` is the one over the vocabulary."""
-    name = kind(hf, classes)
-    if name not in HEADS:
-        return {"head": head if name == "lm" else None}
-    outputs = labels(hf) if name in COUNTED else 2
-    extra = HEADS[name]
-    return {"head": None, "extra": (ExtraHeadConfig(name, outputs, extra.reads, bias=extra.bias),)}
 
 
 def stack_of(config: ModelConfig) -> StackConfig:
@@ -37,25 +18,13 @@ def stack_of(config: ModelConfig) -> StackConfig:
     return stack
 
 
-def written(config: ModelConfig, model_type: str, classes: Mapping[str, str]) -> dict[str, Any]:
-    """The attributes that speak of the vocabulary and the head. ValueError for a head that the family lacks."""
-    name = "lm" if config.head is not None else next((extra.name for extra in config.extra), "embed")
-    if name not in classes:
-        raise ValueError(f"it has no head called {name}")
-    outputs = next((extra.outputs for extra in config.extra), 2)
-    return {
-        "architectures": [classes[name]],
-        "model_type": model_type,
-        "vocab_size": config.vocab,
-        **({} if config.head is None else {"tie_word_embeddings": config.head.tied}),
-        **({} if outputs == 2 else {"num_labels": outputs}),
-    }
-
-
-def rows(config: ModelConfig, names: Mapping[str, str]) -> tuple[Row, ...]:
+def rows(
+    config: ModelConfig, names: Mapping[str, str], layout: Literal["in_out", "out_in"] = "out_in"
+) -> tuple[Row, ...]:
     """The rows of `names`, {our path: the published name}, and those of the head.
 
-    A path ends with the name of a norm, of a table (embed, position) or of a projection of the blocks.
+    A path ends with the name of a norm, of a table (embed, position) or of a projection of the blocks, whose
+    kernels are published in this `layout`.
     """
     block, head = stack_of(config).pattern[0], config.head
     assert isinstance(block.mlp, MlpConfig)
@@ -69,11 +38,5 @@ def rows(config: ModelConfig, names: Mapping[str, str]) -> tuple[Row, ...]:
             found += table(path, published, also=("lm_head.weight",) if tied else ())
         else:
             bias = part in block.attention.bias if "/attention/" in path else block.mlp.bias
-            found += linear(path, published, inputs=2 if part == "out" else 1, bias=bias)
-    if head is not None and not head.tied:
-        found += linear("heads/lm", "lm_head")
-    if head is not None and head.bias:
-        found += (Row("heads/lm/bias", "lm_head.bias"),)
-    for extra in config.extra:
-        found += linear(f"heads/{extra.name}/output", PUBLISHED[extra.name], bias=extra.bias)
-    return found
+            found += linear(path, published, inputs=2 if part == "out" else 1, bias=bias, layout=layout)
+    return found + heads.rows(config)

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxformer.config import ModelConfig
-from jaxformer.families import decoder, gguf_rows, rope, rows
+from jaxformer.families import decoder, decoder_rows, gguf_rows, heads, rope
 from jaxformer.families.attributes import Attributes
 from jaxformer.names import Row
 
 MODEL_TYPES: tuple[str, ...] = ("qwen2",)
-ARCHITECTURES = decoder.architectures("Qwen2")
-PREFIX = rows.PREFIX
+ARCHITECTURES = heads.classes("Qwen2")
+PREFIX = decoder_rows.PREFIX
 IGNORED = decoder.IGNORED
 TOKENIZER: dict[str, Any] = {
     "kind": "byte_bpe",
@@ -52,20 +52,18 @@ def windows(a: Attributes) -> list[int | None]:
 
 def hf_config(config: ModelConfig) -> dict[str, Any]:
     """A config.json of this architecture, as far as that can express it."""
-    return decoder.written(config, "qwen2", ARCHITECTURES) | windows_of(config)
+    return decoder.written(config, "qwen2", ARCHITECTURES, READS) | windows_of(config)
 
 
 def windows_of(config: ModelConfig) -> dict[str, Any]:
-    """The attributes that speak of windows, in the older spelling and the newer."""
-    found = decoder.windows(config)
-    full = [kind == decoder.FULL for kind in found["layer_types"]]
-    before = full.index(False) if False in full else len(full)
-    return {"use_sliding_window": False in full, "max_window_layers": before, **found}
+    """The attributes that say in the older spelling which layers have a window."""
+    full = [layer.attention.window is None for layer in decoder.layers_of(config)]
+    return {"use_sliding_window": not all(full), "max_window_layers": [*full, False].index(False)}
 
 
 def names(config: ModelConfig) -> tuple[Row, ...]:
     """Where each parameter is published."""
-    return rows.decoder(config, answers="transformer.")
+    return decoder_rows.decoder(config, answers="transformer.")
 
 
 def gguf(config: ModelConfig) -> tuple[Row, ...]:
@@ -73,10 +71,8 @@ def gguf(config: ModelConfig) -> tuple[Row, ...]:
     return gguf_rows.decoder(config)
 
 
-def _size(width: int, mlp: int, layers: int, heads: int, kv_heads: int, **others: Any) -> ModelConfig:
-    sizes = {"hidden_size": width, "intermediate_size": mlp, "num_hidden_layers": layers}
-    shared = {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "rope_theta": 1_000_000.0}
-    return config(sizes | shared | others)
+def _size(*sizes: int, **others: Any) -> ModelConfig:
+    return config(decoder.sizes(*sizes) | {"rope_theta": 1_000_000.0} | others)
 
 
 SIZES = {

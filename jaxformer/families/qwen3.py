@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxformer.config import ModelConfig
-from jaxformer.families import decoder, gguf_rows, qwen2, rope, rows
+from jaxformer.families import decoder, decoder_rows, gguf_rows, heads, qwen2, rope
 from jaxformer.families.attributes import Attributes
 from jaxformer.names import Row
 
 MODEL_TYPES: tuple[str, ...] = ("qwen3",)
-ARCHITECTURES = decoder.architectures("Qwen3")
-PREFIX = rows.PREFIX
+ARCHITECTURES = heads.classes("Qwen3")
+PREFIX = decoder_rows.PREFIX
 IGNORED = decoder.IGNORED
 TOKENIZER = qwen2.TOKENIZER
 
@@ -22,20 +22,19 @@ NULLABLE = qwen2.NULLABLE
 def config(hf: Mapping[str, Any]) -> ModelConfig:
     """The architecture of a config.json. Raises a ValueError that names each attribute it cannot express."""
     a = Attributes(hf, READS, MUST_BE, decoder.MAY_BE, NULLABLE)
-    turn, bias = rope.read(a), ("query", "key", "value", "out") if a["attention_bias"] else ()
-    layers = [decoder.block(a, rope=turn, window=window, bias=bias, qk_norm=True) for window in qwen2.windows(a)]
+    turn = rope.read(a)
+    layers = [decoder.block(a, rope=turn, window=window, qk_norm=True) for window in qwen2.windows(a)]
     return decoder.model(a, hf, ARCHITECTURES, layers)
 
 
 def hf_config(config: ModelConfig) -> dict[str, Any]:
     """A config.json of this architecture, as far as that can express it."""
-    written, first = decoder.written(config, "qwen3", ARCHITECTURES), decoder.layers_of(config)[0]
-    return written | {"attention_bias": bool(first.attention.bias)} | qwen2.windows_of(config)
+    return decoder.written(config, "qwen3", ARCHITECTURES, READS) | qwen2.windows_of(config)
 
 
 def names(config: ModelConfig) -> tuple[Row, ...]:
     """Where each parameter is published."""
-    return rows.decoder(config, answers="transformer.")
+    return decoder_rows.decoder(config, answers="transformer.")
 
 
 def gguf(config: ModelConfig) -> tuple[Row, ...]:
@@ -44,9 +43,8 @@ def gguf(config: ModelConfig) -> tuple[Row, ...]:
 
 
 def _size(width: int, mlp: int, layers: int, heads: int, tied: bool = False) -> ModelConfig:
-    sizes = {"hidden_size": width, "intermediate_size": mlp, "num_hidden_layers": layers}
-    shared = {"num_attention_heads": heads, "num_key_value_heads": 8, "rope_theta": 1_000_000.0}
-    return config(sizes | shared | {"tie_word_embeddings": tied})
+    others = {"rope_theta": 1_000_000.0, "tie_word_embeddings": tied}
+    return config(decoder.sizes(width, mlp, layers, heads, 8) | others)
 
 
 SIZES = {

@@ -1,17 +1,16 @@
 """Qwen3 with experts (Yang et al., 2025, arXiv:2505.09388): each token takes 8 of 128."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
-from jaxformer.config import ExpertsConfig, ModelConfig
-from jaxformer.families import decoder, plain, qwen2, rope, rows, sparse
+from jaxformer.config import ModelConfig
+from jaxformer.families import decoder, decoder_rows, heads, qwen2, rope, sparse
 from jaxformer.families.attributes import Attributes
 from jaxformer.names import Row
 
 MODEL_TYPES: tuple[str, ...] = ("qwen3_moe",)
-ARCHITECTURES = decoder.architectures("Qwen3Moe")
-PREFIX = rows.PREFIX
+ARCHITECTURES = heads.classes("Qwen3Moe")
+PREFIX = decoder_rows.PREFIX
 IGNORED = decoder.IGNORED
 TOKENIZER = qwen2.TOKENIZER
 
@@ -49,29 +48,19 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
     if hf.get("num_local_experts") is not None:  # another name, which version 5 of the reference writes
         hf = {"num_experts": hf["num_local_experts"], **hf}
     a = Attributes(hf, READS, MUST_BE, MAY_BE, NULLABLE)
-    window, bias = (
-        a["sliding_window"] if a["use_sliding_window"] else None,
-        plain.EVERY if a["attention_bias"] else (),
-    )
-    layer = decoder.block(a, rope=rope.read(a), window=window, bias=bias, qk_norm=True)
-    mlp = ExpertsConfig(
-        a["moe_intermediate_size"],
-        a["num_experts"],
-        a["num_experts_per_tok"],
-        a.activation("hidden_act"),
-        normalize=a["norm_topk_prob"],
-    )
-    return decoder.model(a, hf, ARCHITECTURES, [replace(layer, mlp=mlp)] * a["num_hidden_layers"])
+    window = a["sliding_window"] if a["use_sliding_window"] else None
+    dense = decoder.block(a, rope=rope.read(a), window=window, qk_norm=True)
+    counts = a["num_experts"], a["num_experts_per_tok"]
+    layer = sparse.layer(dense, a["moe_intermediate_size"], *counts, normalize=a["norm_topk_prob"])
+    return decoder.model(a, hf, ARCHITECTURES, [layer] * a["num_hidden_layers"])
 
 
 def hf_config(config: ModelConfig) -> dict[str, Any]:
     """A config.json of this architecture, as far as that can express it."""
     dense, experts = sparse.dense(config)
-    window = decoder.windows(dense)["sliding_window"]
-    return decoder.written(dense, "qwen3_moe", ARCHITECTURES) | {
-        "use_sliding_window": window is not None,
-        "sliding_window": window,
-        "attention_bias": bool(decoder.layers_of(dense)[0].attention.bias),
+    written = decoder.written(dense, "qwen3_moe", ARCHITECTURES, READS)
+    return written | {
+        "use_sliding_window": written["sliding_window"] is not None,
         "moe_intermediate_size": experts.width,
         "num_experts_per_tok": experts.top_k,
         "num_experts": experts.experts,

@@ -26,8 +26,8 @@ _CLASSIFY = Extra("classify", "classifier.out_proj", reads="first", dense="class
 KINDS = {
     "lm": Kind("RobertaForMaskedLM", lm=True),
     "classify": Kind("RobertaForSequenceClassification", _CLASSIFY),
-    "tag": Kind("RobertaForTokenClassification", Extra("tag", "classifier")),
-    "answer": Kind("RobertaForQuestionAnswering", Extra("answer", "qa_outputs", outputs=2)),
+    "tag": Kind("RobertaForTokenClassification", encoder_rows.TAG),
+    "answer": Kind("RobertaForQuestionAnswering", encoder_rows.ANSWER),
     "embed": Kind("RobertaModel", pooler=True),
 }
 ARCHITECTURES = encoder_rows.architectures(KINDS)
@@ -37,9 +37,13 @@ IGNORED = encoder_rows.ignored(NAMES, "lm_head.*")
 READS = encoder_rows.READS | {"vocab_size": 50265, "add_pooling_layer": True}
 
 
-def config(hf: Mapping[str, Any]) -> ModelConfig:
-    """The architecture of a config.json. Raises a ValueError that names each attribute it cannot express."""
-    a, kind = Attributes(hf, READS, encoder_rows.MUST_BE, encoder_rows.MAY_BE), KINDS[heads.kind(hf, ARCHITECTURES)]
+def config(hf: Mapping[str, Any], kinds: Mapping[str, Kind] = KINDS) -> ModelConfig:
+    """The architecture of a config.json. Raises a ValueError that names each attribute it cannot express.
+
+    `kinds` are those of a model type that differs in the names of its classes.
+    """
+    a = Attributes(hf, READS, encoder_rows.MUST_BE, encoder_rows.MAY_BE)
+    kind = kinds[heads.kind(hf, encoder_rows.architectures(kinds))]
     pad = hf.get("pad_token_id", 1)
     if type(pad) is not int or not 0 <= pad < a["max_position_embeddings"] - 1:
         a.refuse("pad_token_id", pad)
@@ -48,9 +52,9 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
     return encoder_rows.model(a.values, kind, heads.labels(hf), offset=pad + 1, transform="gelu")
 
 
-def hf_config(config: ModelConfig) -> dict[str, Any]:
+def hf_config(config: ModelConfig, kinds: Mapping[str, Kind] = KINDS) -> dict[str, Any]:
     """A config.json of this architecture, as far as that can express it."""
-    written = encoder_rows.attributes(config, KINDS)
+    written = encoder_rows.attributes(config, kinds)
     assert config.encoder is not None
     assert isinstance(config.encoder.input.positions, LearnedConfig)
     return {"model_type": "roberta"} | written | {"pad_token_id": config.encoder.input.positions.offset - 1}
@@ -61,11 +65,11 @@ def names(config: ModelConfig) -> tuple[Row, ...]:
     return encoder_rows.rows(config, KINDS, NAMES)
 
 
-def size(width: int, layers: int, vocab: int = 50265, **others: Any) -> ModelConfig:
+def size(width: int, layers: int, vocab: int = 50265) -> ModelConfig:
     """A published size: heads of 64, texts of 512 tokens."""
     sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": width // 64}
     rest = {"max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
-    return config({"vocab_size": vocab, "intermediate_size": 4 * width, **sizes, **rest, **others})
+    return config({"vocab_size": vocab, "intermediate_size": 4 * width, **sizes, **rest})
 
 
 SIZES = {

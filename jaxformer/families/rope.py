@@ -13,7 +13,7 @@ from jaxformer.config import (
     Scaling,
     YarnScaling,
 )
-from jaxformer.families.attributes import Attributes
+from jaxformer.families.attributes import Attributes, is_number
 
 ORIGINAL, LONGEST = "original_max_position_embeddings", "max_position_embeddings"
 READS: dict[str, Any] = {
@@ -45,33 +45,41 @@ FURTHER = {
 """What it may have."""
 
 
+LISTS, FLAGS = ("short_factor", "long_factor"), ("truncate", "finetuned")
+"""Which of them are lists of numbers, and which true or false; the others are numbers."""
+
+
 def read(a: Attributes, also: Mapping[str, str] | None = None) -> RopeConfig:
     """The rotary positions of all layers. `also`: names of kinds of scaling that this family has besides."""
     spelling = "rope_scaling" if a["rope_scaling"] else "rope_parameters"
-    shared: dict[str, Any] = {name: a[name] for name in ("rope_theta", "partial_rotary_factor") if name in a.values}
-    return parsed(a, spelling, shared | dict(a[spelling] or {}), a[ORIGINAL], also or {})
+    return parsed(a, spelling, a[spelling] or {}, a["rope_theta"], a[ORIGINAL], also or {})
 
 
 def parsed(
     a: Attributes,
     spelling: str,
     given: Mapping[str, Any],
+    base: float,
     original: int | None = None,
     also: Mapping[str, str] | None = None,
 ) -> RopeConfig:
     """What one object says of rotary positions; what cannot be read is refused as the attribute `spelling`.
 
-    `original` goes before the object's own original_max_position_embeddings.
+    `base` is theirs where the object names none; `original` goes before its own original_max_position_embeddings.
     """
-    given = {name: value for name, value in given.items() if value is not None}
-    kind = given.get("rope_type", given.get("type", "default"))
-    kind = (also or {}).get(kind, kind)
-    share = given.get("partial_rotary_factor", 1.0)
-    head_dim = a["head_dim"] or a["hidden_size"] // a["num_attention_heads"]
-    if (share != 1.0 and "partial_rotary_factor" not in a.values) or not _readable(given, kind):
+    partial = {name: a[name] for name in ("partial_rotary_factor",) if name in a.values}
+    given = {"rope_theta": base, **partial, **{name: value for name, value in given.items() if value is not None}}
+    kind, share = given.get("rope_type", given.get("type", "default")), given.get("partial_rotary_factor", 1.0)
+    if isinstance(kind, str) and also:
+        kind = also.get(kind, kind)
+    if not _readable(given, kind) or (share != 1.0 and not partial):
         a.refuse(spelling, a[spelling])
         return RopeConfig()
     length = original or given.get(ORIGINAL) or a[LONGEST]
+    if kind == "longrope" and length < 2:  # its usual factor divides by the logarithm
+        a.refuse(spelling, a[spelling])
+        return RopeConfig()
+    head_dim = a["head_dim"] or a.head_dim("hidden_size", "num_attention_heads")
     dim = int(head_dim * share)
     return RopeConfig(
         float(given["rope_theta"]),
@@ -81,20 +89,27 @@ def parsed(
 
 
 def _readable(given: Mapping[str, Any], kind: Any) -> bool:
-    """Whether everything that this kind of scaling needs is there, nothing else is, and all are numbers."""
+    """Whether everything that this kind of scaling needs is there, nothing else is, and each has its form."""
     if not isinstance(kind, str) or kind not in NEEDED:
         return False
     own = given.keys() - COMMON
     if not NEEDED[kind] <= own <= NEEDED[kind] | FURTHER.get(kind, set()):
         return False
-    values = [given[name] for name in (own | {"rope_theta", "partial_rotary_factor"}) & given.keys()]
-    flat = [each for value in values for each in (value if isinstance(value, list) else [value])]
-    return all(isinstance(each, int | float) for each in flat)
+    common = [given[name] for name in ("rope_theta", "partial_rotary_factor") if name in given]
+    return all(map(is_number, common)) and all(_has_form(name, given[name]) for name in own)
+
+
+def _has_form(name: str, value: Any) -> bool:
+    if name in FLAGS:
+        return isinstance(value, bool)
+    if name in LISTS:
+        return isinstance(value, list) and value != [] and all(map(is_number, value))
+    return is_number(value) and value >= 0
 
 
 def _scaling(kind: str, given: Mapping[str, Any], length: int, longest: int) -> Scaling | None:
     """`length` is that of texts before they were stretched, `longest` that which the model is to read."""
-    number = {name: float(value) for name, value in given.items() if isinstance(value, int | float)}
+    number = {name: float(value) for name, value in given.items() if is_number(value)}
     if kind == "linear":
         return LinearScaling(number["factor"])
     if kind == "dynamic":

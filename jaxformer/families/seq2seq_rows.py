@@ -1,7 +1,7 @@
 """What the kin of BART (Lewis et al., 2019, arXiv:1910.13461) have in common, and a word for what they do not."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -9,7 +9,6 @@ import numpy as np
 from jaxformer.config import (
     AttentionConfig,
     BlockConfig,
-    ExtraHeadConfig,
     HeadConfig,
     InputConfig,
     LearnedConfig,
@@ -20,7 +19,7 @@ from jaxformer.config import (
     StackConfig,
 )
 from jaxformer.families import heads
-from jaxformer.families.attributes import PUBLISHED, Attributes
+from jaxformer.families.attributes import EVERY, PUBLISHED, Attributes
 from jaxformer.names import Row, linear, norm, table
 
 PREFIX = "model."
@@ -30,15 +29,20 @@ IGNORED = tuple(f"{PREFIX}{stack}.version" for stack in STACKS)
 SINUSOIDS = tuple(f"{PREFIX}{stack}.embed_positions.weight" for stack in STACKS)
 """Tables of sinusoids, which are computed."""
 NORM = NormConfig("layer", 1e-5)
-EVERY: tuple[Literal["query", "key", "value", "out"], ...] = ("query", "key", "value", "out")
+HEADS = heads.PUBLISHED | {"classify": "classification_head"}
+"""Kind of head -> the name of its layer, or layers."""
+
+
+def sizes(width: int, layers: int, mlp: int, count: int) -> dict[str, Any]:
+    """The attributes of two stacks of one size, each of so many heads."""
+    each = {"layers": layers, "ffn_dim": mlp, "attention_heads": count}
+    return {"d_model": width} | {f"{stack}_{name}": value for stack in STACKS for name, value in each.items()}
+
 
 READS = {
     "vocab_size": 50265,
     "max_position_embeddings": 1024,
-    "d_model": 1024,
-    **{f"{stack}_layers": 12 for stack in STACKS},
-    **{f"{stack}_ffn_dim": 4096 for stack in STACKS},
-    **{f"{stack}_attention_heads": 16 for stack in STACKS},
+    **sizes(1024, 12, 4096, 16),
     "activation_function": "gelu",
     "dropout": 0.1,
     "scale_embedding": False,
@@ -49,13 +53,11 @@ MUST_BE = {
     "add_bias_logits": False,
     "do_blenderbot_90_layernorm": False,
 }
-# The other dropouts and layerdrop act in training alone, on places that have none here; init_std only before it.
-# num_hidden_layers repeats encoder_layers. force_bos_token_to_be_generated is forced_bos_token_id of early versions,
-# which wrote the rest too.
+# The dropouts and layerdrop act in training alone, on places that have none here. num_hidden_layers repeats
+# encoder_layers. force_bos_token_to_be_generated is forced_bos_token_id of early versions, which wrote the rest too.
 MAY_BE = (
-    *("activation_dropout", "attention_dropout", "classif_dropout", "classifier_dropout", "init_std"),
-    *("encoder_layerdrop", "decoder_layerdrop", "num_hidden_layers"),
-    *("extra_pos_embeddings", "force_bos_token_to_be_generated", "output_past", "save_step"),
+    *("activation_dropout", "classif_dropout", "encoder_layerdrop", "decoder_layerdrop", "num_hidden_layers"),
+    *("extra_pos_embeddings", "force_bos_token_to_be_generated", "save_step"),
 )
 
 
@@ -75,51 +77,42 @@ class Kin:
     """Positions are learned, their table offset by two rows; else they are sinusoids."""
     labels: int = 2
     """Classes, where config.json does not say how many."""
-    reads: Mapping[str, Any] | None = None
-    """Other defaults than those above."""
-    must_be: Mapping[str, Any] | None = None
-    may_be: tuple[str, ...] = ()
+    vocab: int = 50265
+    """Pieces, where config.json does not say how many."""
 
 
-def config(hf: Mapping[str, Any], kin: Kin) -> ModelConfig:
-    """The architecture of a config.json. Raises a ValueError that names each attribute it cannot express."""
+def config(hf: Mapping[str, Any], kin: Kin, **must_be: Any) -> ModelConfig:
+    """The architecture of a config.json; `must_be` are attributes of this model type which must have one value.
+
+    Raises a ValueError that names each attribute it cannot express.
+    """
     early = {
         "normalize_before": kin.norms == "pre",
         "add_final_layer_norm": kin.norms == "pre",
         "normalize_embedding": kin.input_norm,
         "static_position_embeddings": not kin.learned,
     }
-    a = Attributes(hf, READS | dict(kin.reads or {}), MUST_BE | early | dict(kin.must_be or {}), MAY_BE + kin.may_be)
-    activation, width = a.activation("activation_function"), a["d_model"]
-    for stack in STACKS:
-        if width % a[f"{stack}_attention_heads"]:
-            a.refuse(f"{stack}_attention_heads", a[f"{stack}_attention_heads"])
+    a = Attributes(hf, READS | {"vocab_size": kin.vocab}, MUST_BE | early | must_be, MAY_BE)
+    encoder, decoder = (_stack(a, name, kin) for name in STACKS)
     a.check()
-    kind = heads.kind(hf, kin.architectures)
-    labels = heads.labels({"num_labels": kin.labels} | dict(hf))
-    extra = {
-        "classify": ExtraHeadConfig("classify", labels, reads="last", hidden="tanh"),
-        "answer": ExtraHeadConfig("answer", 2),
-    }
-    encoder, decoder = (_stack(a, name, kin, activation) for name in STACKS)
+    head = HeadConfig(tied=True, bias=True)
     return ModelConfig(
         vocab=a["vocab_size"],
-        width=width,
+        width=a["d_model"],
         encoder=encoder,
         decoder=decoder,
-        head=HeadConfig(tied=True, bias=True) if kind == "lm" else None,
-        extra=(extra[kind],) if kind in extra else (),
+        **heads.of_decoder(hf, kin.architectures, head, deep=True, usual=kin.labels),
     ).validate()
 
 
-def _stack(a: Attributes, name: str, kin: Kin, activation: Any) -> StackConfig:
-    width, count = a["d_model"], a[f"{name}_attention_heads"]
-    attention = AttentionConfig(count, count, width // count, bias=EVERY)
+def _stack(a: Attributes, name: str, kin: Kin) -> StackConfig:
+    count, head_dim = a[f"{name}_attention_heads"], a.head_dim("d_model", f"{name}_attention_heads")
+    attention = AttentionConfig(count, count, head_dim, bias=EVERY)
     return StackConfig(
         pattern=(
             BlockConfig(
                 attention,
-                MlpConfig(a[f"{name}_ffn_dim"], activation),
+                MlpConfig(a[f"{name}_ffn_dim"], a.activation("activation_function")),
                 NORM,
                 norms=kin.norms,
                 cross=attention if name == "decoder" else None,
@@ -132,7 +125,7 @@ def _stack(a: Attributes, name: str, kin: Kin, activation: Any) -> StackConfig:
             LearnedConfig(a["max_position_embeddings"], offset=2) if kin.learned else SinusoidConfig(),
             norm=NORM if kin.input_norm else None,
             dropout=a["dropout"],
-            scale=width**0.5 if a["scale_embedding"] else 1.0,
+            scale=a["d_model"] ** 0.5 if a["scale_embedding"] else 1.0,
         ),
         final_norm=NORM if kin.norms == "pre" else None,
     )
@@ -144,30 +137,23 @@ def hf_config(config: ModelConfig, kin: Kin) -> dict[str, Any]:
     positions = LearnedConfig if kin.learned else SinusoidConfig
     if encoder is None or decoder is None or not isinstance(decoder.input.positions, positions):
         raise ValueError(f"it is an encoder and a decoder with {'learned' if kin.learned else 'sinusoid'} positions")
-    kind = config.extra[0].name if config.extra else "lm" if config.head else "embed"
-    if kind not in kin.architectures:
-        raise ValueError(f"it has no head {kind!r}")
     block = decoder.pattern[0]
-    sizes = {}
-    for name, stack in (("encoder", encoder), ("decoder", decoder)):
-        sizes[f"{name}_layers"] = stack.layers
-        sizes[f"{name}_ffn_dim"] = stack.pattern[0].mlp.width
-        sizes[f"{name}_attention_heads"] = stack.pattern[0].attention.heads
-    return {
-        "architectures": [kin.architectures[kind]],
-        "model_type": kin.model_type,
+    counts: dict[str, Any] = {}
+    for name, stack in zip(STACKS, (encoder, decoder), strict=True):
+        counts[f"{name}_layers"] = stack.layers
+        counts[f"{name}_ffn_dim"] = stack.pattern[0].mlp.width
+        counts[f"{name}_attention_heads"] = stack.pattern[0].attention.heads
+    return heads.written(config, kin.model_type, kin.architectures) | {
         "is_encoder_decoder": True,
-        "vocab_size": config.vocab,
         "max_position_embeddings": getattr(decoder.input.positions, "length", 1024),
         "d_model": config.width,
-        **sizes,
+        **counts,
         "activation_function": PUBLISHED.get(block.mlp.activation),
         "dropout": block.dropout,
         "attention_dropout": 0.0,
         "activation_dropout": 0.0,
         "scale_embedding": decoder.input.scale != 1.0,
         **{f"{name}_token_id": id % config.vocab for name, id in kin.special.items()},
-        **({"num_labels": config.extra[0].outputs} if kind == "classify" else {}),
     }
 
 
@@ -183,13 +169,7 @@ def names(config: ModelConfig) -> tuple[Row, ...]:
         rows += _stack_names(stack, name, f"{PREFIX}{name}")
     if config.head:
         rows += (Row("heads/lm/bias", "final_logits_bias", "row"),)
-    for extra in config.extra:
-        if extra.hidden is None:
-            rows += linear(f"heads/{extra.name}/output", "qa_outputs", bias=True)
-        else:
-            for part, published in (("dense", "dense"), ("output", "out_proj")):
-                rows += linear(f"heads/{extra.name}/{part}", f"classification_head.{published}", bias=True)
-    return rows
+    return rows + heads.rows(replace(config, head=None), HEADS)
 
 
 def _stack_names(stack: StackConfig, ours: str, theirs: str) -> tuple[Row, ...]:
@@ -211,7 +191,7 @@ def _stack_names(stack: StackConfig, ours: str, theirs: str) -> tuple[Row, ...]:
 
 
 def sinusoids(hf: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The published tables of positions, float32: (Vaswani et al., 2017, section 3.5), sines in the first half."""
+    """The published tables of positions, float32 (Vaswani et al., 2017, section 3.5), sines in the first half."""
     length, width = hf.get("max_position_embeddings", 1024), hf["d_model"]
     angles = np.arange(length)[:, None] / 10_000.0 ** (np.arange(0, width, 2) / width)
     rows = np.concatenate([np.sin(angles), np.cos(angles)], 1).astype(np.float32)

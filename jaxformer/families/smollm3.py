@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxformer.config import ModelConfig
-from jaxformer.families import decoder, rope, rows
+from jaxformer.families import decoder, decoder_rows, heads, rope
 from jaxformer.families.attributes import Attributes
 from jaxformer.names import Row
 
 MODEL_TYPES: tuple[str, ...] = ("smollm3",)
-ARCHITECTURES = decoder.architectures("SmolLM3")
-PREFIX = rows.PREFIX
+ARCHITECTURES = heads.classes("SmolLM3")
+PREFIX = decoder_rows.PREFIX
 IGNORED = decoder.IGNORED
 TOKENIZER: dict[str, Any] = {
     "kind": "byte_bpe",
@@ -38,31 +38,25 @@ READS: dict[str, Any] = {
     "layer_types": [],
 }
 MUST_BE = {"partial_rotary_factor": 1.0}
+# max_window_layers: the reference passes over it in this model type.
 MAY_BE = (*decoder.MAY_BE, "max_window_layers")
-"""max_window_layers: the reference passes over it in this model type."""
 NULLABLE = ("num_key_value_heads", "no_rope_layers", "layer_types")
 
 
 def config(hf: Mapping[str, Any]) -> ModelConfig:
     """The architecture of a config.json. Raises a ValueError that names each attribute it cannot express."""
     a = Attributes(hf, READS, MUST_BE, MAY_BE, NULLABLE)
-    count, turn, turning = a["num_hidden_layers"], rope.read(a), a["no_rope_layers"]
-    if turning and (len(turning) < count or not set(turning) <= {0, 1}):
-        a.refuse("no_rope_layers", turning)
-    turns = (turning or [int((i + 1) % a["no_rope_layer_interval"] != 0) for i in range(count)])[:count]
+    count, turn = a["num_hidden_layers"], rope.read(a)
+    turns = a["no_rope_layers"] or [int((i + 1) % a["no_rope_layer_interval"] != 0) for i in range(count)]
+    if len(turns) < count or any(each not in (0, 1) for each in turns):
+        a.refuse("no_rope_layers", turns)
+        turns = [1] * count
     narrow = a["use_sliding_window"] and a["sliding_window"] is not None
     sliding = decoder.slides(a, lambda i: narrow and not turns[i])
     if any(sliding) and not narrow:
         a.refuse("use_sliding_window", a["use_sliding_window"])
-    bias = ("query", "key", "value", "out") if a["attention_bias"] else ()
     layers = [
-        decoder.block(
-            a,
-            rope=turn if turned else None,
-            window=a["sliding_window"] if slides else None,
-            bias=bias,
-            mlp_bias=a["mlp_bias"],
-        )
+        decoder.block(a, rope=turn if turned else None, window=a["sliding_window"] if slides else None)
         for turned, slides in zip(turns, sliding, strict=False)
     ]
     return decoder.model(a, hf, ARCHITECTURES, layers)
@@ -70,19 +64,16 @@ def config(hf: Mapping[str, Any]) -> ModelConfig:
 
 def hf_config(config: ModelConfig) -> dict[str, Any]:
     """A config.json of this architecture, as far as that can express it."""
-    written, layers = decoder.written(config, "smollm3", ARCHITECTURES), decoder.layers_of(config)
-    windows = decoder.windows(config)
+    written, layers = decoder.written(config, "smollm3", ARCHITECTURES, READS), decoder.layers_of(config)
     return written | {
-        **decoder.biases(config),
         "no_rope_layers": [int(layer.attention.rope is not None) for layer in layers],
-        "use_sliding_window": windows["sliding_window"] is not None,
-        **windows,
+        "use_sliding_window": written["sliding_window"] is not None,
     }
 
 
 def names(config: ModelConfig) -> tuple[Row, ...]:
     """Where each parameter is published."""
-    return rows.decoder(config, answers="transformer.")
+    return decoder_rows.decoder(config, answers="transformer.")
 
 
 SIZES = {"smollm3-3b": config({"rope_theta": 5_000_000.0})}

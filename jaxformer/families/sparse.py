@@ -3,13 +3,18 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from jaxformer.config import ExpertsConfig, MlpConfig, ModelConfig
-from jaxformer.families import rows
+from jaxformer.config import BlockConfig, ExpertsConfig, MlpConfig, ModelConfig
+from jaxformer.families import decoder_rows
 from jaxformer.names import Row
 
 # output_router_logits and router_aux_loss_coef are about the loss in training, router_jitter_noise is a noise there:
 # there is no such noise here, and a loss weighs what the model gives beside its logits.
 MAY_BE = ("output_router_logits", "router_aux_loss_coef", "router_jitter_noise")
+
+
+def layer(dense: BlockConfig, width: int, experts: int, top_k: int, normalize: bool = True) -> BlockConfig:
+    """The layer with experts of this width in place of its feed-forward."""
+    return replace(dense, mlp=ExpertsConfig(width, experts, top_k, dense.mlp.activation, normalize))
 
 
 def dense(config: ModelConfig) -> tuple[ModelConfig, ExpertsConfig]:
@@ -23,10 +28,10 @@ def dense(config: ModelConfig) -> tuple[ModelConfig, ExpertsConfig]:
     return replace(config, decoder=replace(stack, pattern=pattern)), experts
 
 
-def decoder(config: ModelConfig, names: Mapping[str, str], answers: str = rows.PREFIX) -> tuple[Row, ...]:
-    """All rows. `names`: {our path below mlp: the published name below the layer}; `answers` as in rows.decoder."""
+def decoder(config: ModelConfig, names: Mapping[str, str], answers: str = decoder_rows.PREFIX) -> tuple[Row, ...]:
+    """All rows. `names`: {our path below mlp: the published name below the layer}; `answers` as in `decoder_rows`."""
     found: tuple[Row, ...] = ()
-    for row in rows.decoder(dense(config)[0], answers=answers):
+    for row in decoder_rows.decoder(dense(config)[0], answers=answers):
         if "/mlp/" not in row.path:
             found += (row,)
         elif "/gate/" in row.path:

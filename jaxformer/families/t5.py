@@ -6,7 +6,6 @@ from typing import Any
 from jaxformer.config import (
     AttentionConfig,
     BlockConfig,
-    ExtraHeadConfig,
     HeadConfig,
     InputConfig,
     MlpConfig,
@@ -16,7 +15,7 @@ from jaxformer.config import (
     StackConfig,
 )
 from jaxformer.families import heads
-from jaxformer.families.attributes import ACTIVATIONS, PUBLISHED, Attributes
+from jaxformer.families.attributes import PUBLISHED, Attributes
 from jaxformer.names import Row, linear, norm, table
 
 MODEL_TYPES: tuple[str, ...] = ("t5",)
@@ -62,45 +61,40 @@ READS: dict[str, Any] = {
     "scale_decoder_outputs": True,
     "is_encoder_decoder": True,  # the class decides
 }
-# initializer_factor acts before training alone, classifier_dropout in it; n_positions binds nothing here.
-MAY_BE = ("classifier_dropout", "initializer_factor", "n_positions", "output_past")
+MAY_BE = ("n_positions",)  # it binds nothing here
 
 
-def config(hf: Mapping[str, Any]) -> ModelConfig:
+def config(hf: Mapping[str, Any], architectures: Mapping[str, str] = ARCHITECTURES) -> ModelConfig:
     """The architecture of a config.json. Raises a ValueError that names each attribute it cannot express.
 
-    A tied head is scaled, unless `scale_decoder_outputs` says otherwise.
+    A tied head is scaled, unless `scale_decoder_outputs` says otherwise. `architectures` are those of a model type
+    that differs in the names of its classes.
     """
     a = Attributes(hf, READS, {}, MAY_BE)
-    kind = heads.kind(hf, ARCHITECTURES)
+    alone, mlp = heads.kind(hf, architectures) in ENCODERS, _mlp(a, hf)
+    a.check()
     tied = a["tie_word_embeddings"]
     scaled = a["scale_decoder_outputs"] if "scale_decoder_outputs" in hf else tied
-    mlp = _mlp(a, hf)
-    a.check()
-    extra = {
-        "classify": ExtraHeadConfig("classify", heads.labels(hf), reads="last", hidden="tanh"),
-        "tag": ExtraHeadConfig("tag", heads.labels(hf)),
-        "answer": ExtraHeadConfig("answer", 2),
-    }
-    layers = a["num_layers"] if a["num_decoder_layers"] is None else a["num_decoder_layers"]
+    head = HeadConfig(tied, scale=a["d_model"] ** -0.5 if scaled else 1.0)
+    layers = a["num_decoder_layers"] or a["num_layers"]
     return ModelConfig(
         vocab=a["vocab_size"],
         width=a["d_model"],
         encoder=_stack(a, mlp, a["num_layers"], causal=False),
-        decoder=None if kind in ENCODERS else _stack(a, mlp, layers, causal=True),
-        head=HeadConfig(tied, scale=a["d_model"] ** -0.5 if scaled else 1.0) if kind == "lm" else None,
-        extra=(extra[kind],) if kind in extra else (),
+        decoder=None if alone else _stack(a, mlp, layers, causal=True),
+        **heads.of_decoder(hf, architectures, head, deep=True),
     ).validate()
 
 
-def of_tensors(hf: Mapping[str, Any], published: Collection[str]) -> dict[str, Any]:
+def of_tensors(hf: Mapping[str, Any], published: Collection[str], scaled: bool = True) -> dict[str, Any]:
     """config.json, which says so where the names of the tensors show that a head without scale is not tied.
 
-    Version 5 of the reference writes `tie_word_embeddings` as true in any case.
+    Version 5 of the reference writes `tie_word_embeddings` as true in any case. `scaled`: whether a head is, where
+    config.json does not say.
     """
-    tied, scaled = hf.get("tie_word_embeddings", True), hf.get("scale_decoder_outputs", True)
-    own = "lm_head.weight" in published
-    return dict(hf) | ({"tie_word_embeddings": False} if own and tied and not scaled else {})
+    tied, scaled = hf.get("tie_word_embeddings", True), hf.get("scale_decoder_outputs", scaled)
+    wrong = tied and not scaled and "lm_head.weight" in published
+    return dict(hf) | ({"tie_word_embeddings": False} if wrong else {})
 
 
 def _mlp(a: Attributes, hf: Mapping[str, Any]) -> MlpConfig:
@@ -110,12 +104,14 @@ def _mlp(a: Attributes, hf: Mapping[str, Any]) -> MlpConfig:
     """
     form = a["feed_forward_proj"]
     gated = form.startswith("gated-")
-    name = a["dense_act_fn"] or ("gelu_new" if form == "gated-gelu" else form.removeprefix("gated-"))
-    if name not in ACTIVATIONS:
-        a.refuse("dense_act_fn" if a["dense_act_fn"] else "feed_forward_proj", a["dense_act_fn"] or form)
+    if a["dense_act_fn"]:
+        activation = a.activation("dense_act_fn")
+    else:
+        called = "gelu_new" if form == "gated-gelu" else form.removeprefix("gated-")
+        activation = a.activation("feed_forward_proj", called)
     if "is_gated_act" in hf and a["is_gated_act"] != gated:
         a.refuse("is_gated_act", a["is_gated_act"])
-    return MlpConfig(a["d_ff"], ACTIVATIONS.get(name), gated, bias=False)  # type: ignore[arg-type]
+    return MlpConfig(a["d_ff"], activation, gated, bias=False)
 
 
 def _stack(a: Attributes, mlp: MlpConfig, layers: int, causal: bool) -> StackConfig:
@@ -132,22 +128,18 @@ def _stack(a: Attributes, mlp: MlpConfig, layers: int, causal: bool) -> StackCon
     )
 
 
-def hf_config(config: ModelConfig) -> dict[str, Any]:
+def hf_config(
+    config: ModelConfig, model_type: str = "t5", architectures: Mapping[str, str] = ARCHITECTURES
+) -> dict[str, Any]:
     """A config.json of this architecture, as far as that can express it."""
     encoder, decoder, head = config.encoder, config.decoder, config.head
     if encoder is None or not isinstance(encoder.bias, RelativeConfig):
         raise ValueError("it is an encoder, alone or with a decoder, with relative positions")
-    kind = config.extra[0].name if config.extra else "lm" if head else "hidden" if decoder else "embed"
-    if kind not in ARCHITECTURES:
-        raise ValueError(f"it has no head {kind!r}")
     block = encoder.pattern[0]
     form = PUBLISHED.get(block.mlp.activation)
     gated = getattr(block.mlp, "gated", False)
-    return {
-        "architectures": [ARCHITECTURES[kind]],
-        "model_type": "t5",
+    return heads.written(config, model_type, architectures, bare="hidden" if decoder else "embed") | {
         "is_encoder_decoder": decoder is not None,
-        "vocab_size": config.vocab,
         "d_model": config.width,
         "d_kv": block.attention.head_dim,
         "d_ff": block.mlp.width,
@@ -160,30 +152,20 @@ def hf_config(config: ModelConfig) -> dict[str, Any]:
         "layer_norm_epsilon": block.norm.eps,
         "feed_forward_proj": f"gated-{form}" if gated else form,
         **({"dense_act_fn": form} if gated and form == "gelu" else {}),
-        **({} if head is None else {"tie_word_embeddings": head.tied, "scale_decoder_outputs": head.scale != 1.0}),
-        **({"num_labels": config.extra[0].outputs} if kind in heads.COUNTED else {}),
+        **({} if head is None else {"scale_decoder_outputs": head.scale != 1.0}),
         **{"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0},
     }
 
 
 def names(config: ModelConfig) -> tuple[Row, ...]:
     """Where each parameter is published."""
-    stacks = [(name, stack) for name, stack in (("encoder", config.encoder), ("decoder", config.decoder)) if stack]
+    stacks = [(name, stack) for name in ("encoder", "decoder") if (stack := getattr(config, name)) is not None]
     tied = config.head is not None and config.head.tied
     also = [f"{PREFIX}{name}.embed_tokens.weight" for name, _ in stacks] + ["lm_head.weight"] * tied
     rows = table("embed", f"{PREFIX}shared", also=tuple(also))
     for name, stack in stacks:
         rows += _stack_names(stack, name, f"{PREFIX}{name}")
-    if config.head is not None and not tied:
-        rows += linear("heads/lm", "lm_head")
-    for extra in config.extra:
-        if extra.name == "classify":
-            rows += linear("heads/classify/dense", "classification_head.dense", bias=True)
-            rows += linear("heads/classify/output", "classification_head.out_proj", bias=True)
-        else:
-            published = "classifier" if extra.name == "tag" else "qa_outputs"
-            rows += linear(f"heads/{extra.name}/output", published, bias=True)
-    return rows
+    return rows + heads.rows(config, heads.PUBLISHED | {"classify": "classification_head"})
 
 
 def _stack_names(stack: StackConfig, ours: str, theirs: str) -> tuple[Row, ...]:

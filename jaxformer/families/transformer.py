@@ -1,13 +1,11 @@
 """The Transformer of "Attention Is All You Need" (Vaswani et al., 2017, arXiv:1706.03762); published as Marian's."""
 
 from jaxformer.config import ModelConfig
-from jaxformer.families import marian
+from jaxformer.families import marian, seq2seq_rows
 
 
 def _size(width: int, mlp: int, heads: int, dropout: float) -> ModelConfig:
-    sizes = {"vocab_size": 37_000, "d_model": width, "dropout": dropout}
-    for stack in ("encoder", "decoder"):
-        sizes |= {f"{stack}_layers": 6, f"{stack}_ffn_dim": mlp, f"{stack}_attention_heads": heads}
+    sizes = seq2seq_rows.sizes(width, 6, mlp, heads) | {"vocab_size": 37_000, "dropout": dropout}
     return marian.config(sizes | {"activation_function": "relu", "scale_embedding": True})
 
 

@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jaxformer import families, sharding, source, testing
+from jaxformer.families import heads
 from jaxformer.nn.model import Model
 from jaxformer.weights import hub
 
@@ -164,6 +165,18 @@ def test_another_head_stands_on_the_same_encoder(name, tmp_path, caplog):
         equal({path: found[path] for path in ("embed", "encoder")}, {p: params[p] for p in ("embed", "encoder")})
         (outputs,) = [extra.outputs for extra in model.config.extra] or [None]
         assert outputs == (5 if asked.endswith(":5") else outputs)
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "xlm-roberta", "camembert", "albert"])
+def test_an_untied_masked_lm_head_is_refused_by_name_and_any_other_head_is_read(name):
+    untied, family = ROWS[name] | {"tie_word_embeddings": False}, families.family(ROWS[name]["model_type"])
+    for read in (family.config, families.head_tensors):
+        with pytest.raises(ValueError, match=f"^{name}: tie_word_embeddings=False is not supported$"):
+            read(untied)
+    for head in family.ARCHITECTURES.keys() - {"lm", "pretraining"}:
+        asked = heads.with_head(untied, family.ARCHITECTURES, f"{head}:3" if head in heads.COUNTED else head)
+        assert family.config(asked).head is None
+        assert families.head_tensors(asked)
 
 
 def test_a_bias_of_the_head_that_differs_from_its_twin_is_refused(tmp_path):

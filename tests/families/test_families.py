@@ -2,6 +2,7 @@
 
 import runpy
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import jax
@@ -124,6 +125,20 @@ def test_files_without_the_prefix_with_buffers_and_the_tied_head_are_read(hf):
             rows, sharding.abstract_params(model), tensors, prefix=family.PREFIX, ignored=family.IGNORED
         )
         equal_trees(params, loaded)
+
+
+@every_row
+def test_no_tensor_of_a_stack_is_taken_for_that_of_another_head(hf):
+    rows, named = families.family(hf["model_type"]).names(architecture(hf)), families.head_tensors(hf)
+    assert not any("{" in name for name in named)
+    own = {row.published.replace("{layer}", "0") for row in rows if not row.path.startswith(("embed/", "heads/"))}
+    assert [name for name in own for pattern in named if fnmatchcase(name, pattern)] == []
+
+
+def test_what_another_head_may_leave_are_tensors_of_heads_and_tied_matrices():
+    assert families.head_tensors(GPT2 | {"architectures": ["GPT2ForSequenceClassification"]}) == (
+        *("classifier.bias", "classifier.weight", "lm_head.weight", "qa_outputs.bias", "qa_outputs.weight"),
+    )
 
 
 # config.json
