@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from jaxformer.generation import Generated, Greedy, Sample, generate, stream_tokens
     from jaxformer.nn.model import Model, Output
     from jaxformer.sharding import init
-    from jaxformer.source import from_pretrained, push_to_hub, save_pretrained
+    from jaxformer.source import from_pretrained, load_adapter, push_to_hub, save_adapter, save_pretrained
     from jaxformer.stream_text import stream
 
 _HOMES = {
@@ -26,7 +26,9 @@ _HOMES = {
     "from_pretrained": "source",
     "generate": "generation",
     "init": "sharding",
+    "load_adapter": "source",
     "push_to_hub": "source",
+    "save_adapter": "source",
     "save_pretrained": "source",
     "stream": "stream_text",
     "stream_tokens": "generation",
@@ -47,7 +49,9 @@ __all__ = [
     "from_pretrained",
     "generate",
     "init",
+    "load_adapter",
     "push_to_hub",
+    "save_adapter",
     "save_pretrained",
     "stream",
     "stream_tokens",

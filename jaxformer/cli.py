@@ -6,6 +6,7 @@ import sys
 
 COMMANDS = {
     "train": "run an experiment, or go on with it: jaxformer train configs/quickstart.py [--OPTION VALUE ...]",
+    "evaluate": "say how good a model is: jaxformer evaluate FOLDER [--data.files FILES --task NAME]",
     "generate": "continue a prompt: jaxformer generate FOLDER --prompt TEXT",
     "convert": "write any checkpoint in the published layout: jaxformer convert SOURCE FOLDER",
     "verify": "look a published model over, layer by layer: jaxformer verify FOLDER",

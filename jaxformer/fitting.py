@@ -1,6 +1,7 @@
 """`fit`: the one place that wires data, tokenizer, task, model, mesh and loop."""
 
 import contextlib
+import dataclasses
 import shutil
 import signal
 import threading
@@ -12,27 +13,28 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxformer import codec, optimizer, sharding, source
-from jaxformer.config import Card, LearnedConfig
+from jaxformer import codec, optimizer, sharding, source, starting, tree
+from jaxformer.evaluating import Evaluator, compiler_options
 from jaxformer.experiment import CHANGEABLE, Experiment
+from jaxformer.feed import Feed, make_feed
 from jaxformer.generation import Sample, generate
 from jaxformer.nn.model import Model
-from jaxformer.text import corpus, prepare
+from jaxformer.starting import Start
+from jaxformer.tasks.common import ADAPTER
 from jaxformer.text.compressors import bits_per_byte
-from jaxformer.text.corpus import Document, Documents
+from jaxformer.text.corpus import Corpus, open_corpora
 from jaxformer.text.files import read_json, write_json
-from jaxformer.text.index import Batches, EvaluationBatches, prefetch
-from jaxformer.text.prepare import Store
+from jaxformer.text.index import prefetch
 from jaxformer.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
-from jaxformer.train import evaluate
 from jaxformer.train.checkpoint import Checkpoints
 from jaxformer.train.loop import Rhythm, Values, run
 from jaxformer.train.metrics import MetricsLog
 from jaxformer.train.progress import TrainingProgress
 from jaxformer.train.run_folder import RunFolder
-from jaxformer.train.state import INIT, ROLLOUT, TrainState, stream_key
+from jaxformer.train.state import ROLLOUT, TrainState, stream_key
 from jaxformer.train.step import make_step
 
 OnMetrics = Callable[[int, Values], None]
@@ -58,7 +60,7 @@ class Run:
     @property
     def params(self) -> Any:
         """The parameters to use: their moving average where the optimizer kept one."""
-        return _averaged(self.state)
+        return averaged(self.state)
 
 
 def fit(
@@ -81,19 +83,23 @@ def fit(
     """
     experiment.validate()
     mesh = sharding.make_mesh(experiment.mesh)
-    _check_rows(experiment, mesh)
-    documents = corpus.open_documents(experiment.data if data is None else data)
-    training, held_out = corpus.split(documents, experiment.data.held_out)
+    check_rows(experiment, mesh)
+    corpora = open_corpora(data, experiment.data, experiment.task.columns)
     with RunFolder(experiment.path, fresh=fresh) as folder, contextlib.ExitStack() as stack:
-        changes = folder.claim(experiment.identity(None if data is None else documents.fingerprint), CHANGEABLE)
+        given = None if data is None else f"{corpora[0].training.fingerprint} {corpora[0].held_out.fingerprint}"
+        changes = folder.claim(experiment.identity(given), CHANGEABLE)
         say = TrainingProgress(experiment.steps, quiet=not progress)
         say.changes(folder.path, changes)
-        tokenizer = _tokenizer(experiment, training, folder.path, say)
-        seen, unseen = (_store(experiment, part, tokenizer, folder.path, say) for part in (training, held_out))
+        found = starting.loaded(experiment, mesh)
+        for part in corpora:
+            say.skipped(part.training.skipped)
+        tokenizer = _tokenizer(experiment, found, corpora, folder.path, say)
+        start = starting.begin(experiment, found, tokenizer, mesh)
+        feed = make_feed(experiment, corpora, start, say)
         stack.enter_context(jax.set_mesh(mesh))
-        fitter = Fitter(experiment, folder.path, tokenizer, seen, unseen, mesh, say, on_metrics)
-        if experiment.compressors and len(held_out):
-            fitter.marks = _compressors(training, held_out, folder.path, say)
+        fitter = Fitter(experiment, folder.path, start, feed, say, on_metrics)
+        if experiment.compressors and feed.held_out:
+            fitter.marks = _compressors(corpora, folder.path, say)
         return fitter.run()
 
 
@@ -104,38 +110,32 @@ class Fitter:
         self,
         experiment: Experiment,
         folder: Path,
-        tokenizer: Tokenizer | None,
-        training: Store | None,
-        held_out: Store | None,
-        mesh: Mesh,
+        start: Start,
+        feed: Feed,
         say: TrainingProgress,
         on_metrics: OnMetrics | None,
     ) -> None:
         e = self.experiment = experiment
-        self.folder, self.tokenizer, self.held_out = folder, tokenizer, held_out
-        self.mesh, self.say = mesh, say
+        self.folder, self.start, self.feed, self.say = folder, start, feed, say
+        self.model, self.tokenizer, self.mesh = start.model, start.tokenizer, start.mesh
         self.tell = on_metrics or (lambda step, values: None)
         self.marks: Values = {}
-        self.model = Model(e.model, e.compute, e.remat, e.unroll, e.kernel, _card(e, tokenizer))
         self.half = self.model.dtype == np.float16
         self.optimizer = optimizer.make_optimizer(e.optimizer, e.steps, dynamic_scale=self.half)
         self.rates = np.asarray(optimizer.schedule(e.optimizer, e.steps)(jnp.arange(e.steps)))
-        assert training is not None  # a split leaves something to train on
-        self.batches = Batches(training, e.rows, e.length, e.seed)
-        self.shapes, self.homes = self._places()
-        options = {"xla_gpu_deterministic_ops": True} if e.deterministic and jax.default_backend() == "gpu" else None
+        self.homes = jax.tree.map(lambda leaf: leaf.sharding, self.abstract())
         step = make_step(e.task.loss(self.model, train=True), self.optimizer, seed=e.seed, accumulate=e.accumulate)
-        everywhere = NamedSharding(mesh, PartitionSpec())
-        self.step = jax.jit(step, donate_argnums=0, out_shardings=(self.homes, everywhere), compiler_options=options)
-        eval_step = evaluate.make_eval_step(e.task.loss(self.model, train=False), seed=e.seed)
-        self.eval_step = jax.jit(eval_step, out_shardings=everywhere, compiler_options=options)
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        homes, options = (self.homes, everywhere), compiler_options(e)
+        self.step = jax.jit(step, donate_argnums=0, out_shardings=homes, compiler_options=options)
+        self.evaluator = Evaluator(e, start, feed.held_out, say)
 
     def run(self) -> Run:
         """Restore or begin, take the steps that are left, and finish."""
         e = self.experiment
         self.checkpoints = Checkpoints(self.folder / "checkpoints", e.keep, e.keep_every, ("loss", "min"))
         with self.checkpoints, MetricsLog(self.folder) as self.log:
-            state = self._restored() or self._fresh()
+            state = self._restored() or self.fresh()
             self.log.truncate(int(state.step))
             history = [line["values"][LOSS] for line in self.log.lines() if LOSS in line["values"]]
             # In float16 steps are skipped while the loss scale finds its place.
@@ -144,8 +144,8 @@ class Fitter:
             interrupted = False
             if not rhythm.is_over(int(state.step), history):
                 at = int(state.step)
-                with self.say.training(at), _signals() as stop, self._feed(at) as batches:
-                    parts = self.step, state, None, batches, rhythm, self
+                with self.say.training(at), _signals() as stop, self.batches(at) as batches:
+                    parts = self.step, state, self.start.frozen, batches, rhythm, self
                     state = run(*parts, history=history, should_stop=stop.is_set)
                 self.checkpoints.wait()
                 interrupted = stop.is_set() and not rhythm.is_over(int(state.step), history)
@@ -153,8 +153,8 @@ class Fitter:
                 self.say.notice(f"stopped at step {int(state.step)} of {e.steps}; the same line goes on from there")
                 return Run(self.folder, self.model, state, self.tokenizer, {}, False)
             if e.patience is not None and (best := self.checkpoints.best()) is not None:
-                state = self.checkpoints.restore(self._abstract(), best)[0]
-            return self._finish(state)
+                state = self.checkpoints.restore(self.abstract(), best)[0]
+            return self._finish(self._mean(state) if e.average > 1 else state)
 
     def on_metrics(self, step: int, values: Values, seconds: float) -> None:
         """Log a step, show it, and stop here if an earlier checkpoint could not be written."""
@@ -167,7 +167,7 @@ class Fitter:
 
     def on_evaluation(self, step: int, state: TrainState) -> Values:
         """A look at some of the held-out rows, the same each time."""
-        values = self._evaluate(state, self.experiment.evaluate_batches, None)
+        values = self.evaluator.values(averaged(state), self.experiment.evaluate_batches)
         if values:
             named = {f"held_out/{name}": value for name, value in values.items()}
             self.log.write(step, named, {})
@@ -179,19 +179,9 @@ class Fitter:
     def on_checkpoint(self, state: TrainState, values: Values) -> None:
         """Begin to save, with all that a reader of the run needs to know."""
         meta = {"model": codec.to_json(self.model.config), "card": codec.to_json(self.model.card)}
+        meta |= {"frozen": sorted(tree.flatten(self.start.frozen))}
         best_by = {"loss": values["loss"]} if values else None
-        self.checkpoints.save(state, self.batches.state(int(state.step)), meta, best_by)
-
-    def _evaluate(self, state: TrainState, most: int | None, stride: int | None) -> Values:
-        """Values on the held-out documents: on `most` batches, spread evenly, or on all of them."""
-        if self.held_out is None:
-            return {}
-        e = self.experiment
-        batches = EvaluationBatches(self.held_out, e.rows, e.length, stride)
-        numbers = range(len(batches)) if most is None else np.linspace(0, len(batches) - 1, min(most, len(batches)))
-        placed = (sharding.place_batch(batches.batch(int(n)), self.mesh) for n in numbers)
-        sums = evaluate.evaluate(self.eval_step, _averaged(state), None, placed)
-        return e.task.metrics(sums, int(self.held_out.sizes.sum()) if most is None else 0)
+        self.checkpoints.save(state, self.feed.batches.state(int(state.step)), meta, best_by)
 
     def _finish(self, state: TrainState) -> Run:
         """Evaluate on everything, publish the model, complete the prompts. Done once: result.json is written last."""
@@ -203,7 +193,9 @@ class Fitter:
             )
         else:
             self.say.notice("evaluating on all held-out documents")
-            result = {"step": int(state.step), "evaluation": self._evaluate(state, None, e.evaluation_stride)}
+            trained = averaged(state)
+            values = self.evaluator.values(trained, stride=e.evaluation_stride)
+            result = {"step": int(state.step), "evaluation": self.evaluator.scores(trained) | values}
             result |= {"compressors": self.marks}
             self._publish(state)
             self.log.draw()
@@ -214,70 +206,101 @@ class Fitter:
         return Run(self.folder, self.model, state, self.tokenizer, result["evaluation"], True)
 
     def _publish(self, state: TrainState) -> None:
-        """Write model/. An architecture that is no family's stays a run that only this library reads."""
+        """Write model/, and adapter/ where one was trained: an adapter is merged into the model as it was held.
+
+        An architecture that is no family's stays a run that only this library reads.
+        """
+        trained = averaged(state)
         try:
-            source.save_pretrained(self.folder / "model", self.model, _averaged(state), self.tokenizer)
+            whole = self.start.whole(trained)
+            source.save_pretrained(self.folder / "model", self.model, whole, self.tokenizer)
+            if (adapter := self.start.variables(trained).get(ADAPTER)) is not None:
+                heads = {name: part for name, part in trained.items() if name != ADAPTER}
+                source.save_adapter(self.folder / "adapter", self.model, adapter, heads, self.experiment.start)
         except ValueError as error:
             self.say.notice(f"model/ is not written, checkpoints/ holds the parameters: {error}")
 
     def _completions(self, state: TrainState) -> Iterator[tuple[str, str]]:
         e, tokenizer = self.experiment, self.tokenizer
-        if tokenizer is None:
+        if tokenizer is None or not e.prompts:
             return
+        params = self.start.whole(averaged(state))
         for number, prompt in enumerate(e.prompts):
             ids = tokenizer.encode(prompt)
             key = jax.random.fold_in(stream_key(e.seed, ROLLOUT, 0), number)
             eos = () if tokenizer.eos is None else tokenizer.eos
-            out = generate(self.model, _averaged(state), [ids], e.prompt_tokens, strategy=SAMPLING, eos=eos, key=key)
+            out = generate(self.model, params, [ids], e.prompt_tokens, strategy=SAMPLING, eos=eos, key=key)
             yield prompt, tokenizer.decode([*ids, *out.tokens[0, : out.lengths[0]].tolist()])[len(prompt) :]
 
-    def _places(self) -> tuple[TrainState, TrainState]:
-        """Shapes of the state's leaves, and their shardings."""
-        params = sharding.abstract_params(self.model)
-        opt_state = jax.eval_shape(self.optimizer.init, params)
-        shapes = TrainState(step=jax.ShapeDtypeStruct((), np.int32), params=params, opt_state=opt_state)  # type: ignore[arg-type]
-        return shapes, sharding.like_parameters(self.mesh, shapes, params)
+    def abstract(self) -> TrainState:
+        """Shapes, dtypes and places of the state's leaves."""
+        return _abstract(self.start, self.optimizer)
 
-    def _abstract(self) -> TrainState:
-        placed = lambda leaf, home: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=home)
-        return jax.tree.map(placed, self.shapes, self.homes)
-
-    def _fresh(self) -> TrainState:
-        key = stream_key(self.experiment.seed, INIT, 0)
-        params = sharding.init(self.model, key, mesh=self.mesh)
+    def fresh(self) -> TrainState:
+        """The state before the first step."""
+        params = self.start.draw()
         opt_state = jax.jit(self.optimizer.init, out_shardings=self.homes.opt_state)(params)
         return TrainState(step=jax.device_put(np.int32(0), self.homes.step), params=params, opt_state=opt_state)
 
     def _restored(self) -> TrainState | None:
         if self.checkpoints.latest() is None:
             return None
-        state, data, _ = self.checkpoints.restore(self._abstract())
-        self.batches.check(data)
+        state, data, _ = self.checkpoints.restore(self.abstract())
+        self.feed.batches.check(data)
         self.say.notice(f"going on from step {int(state.step)}")
         return state
 
+    def _mean(self, state: TrainState) -> TrainState:
+        """The state with the mean of the newest checkpoints' parameters, summed in float32."""
+        steps = self.checkpoints.steps()[-self.experiment.average :]
+        found = [self.checkpoints.restore_params(self.abstract().params, step) for step in steps]
+        mean = lambda *leaves: (sum(leaf.astype(jnp.float32) for leaf in leaves) / len(leaves)).astype(
+            leaves[0].dtype
+        )
+        return state.replace(params=jax.tree.map(mean, *found))  # type: ignore[attr-defined]
+
     @contextlib.contextmanager
-    def _feed(self, start: int) -> Iterator[Iterator[Any]]:
+    def batches(self, start: int) -> Iterator[Iterator[Any]]:
         """Batches on their devices, made one or two ahead by a thread."""
-        with contextlib.closing(prefetch(self.batches.batch, start)) as batches:
+        with contextlib.closing(prefetch(self.feed.batches.batch, start)) as batches:
             yield (sharding.place_batch(batch, self.mesh) for batch in batches)
 
 
-def _averaged(state: TrainState) -> Any:
+def reopened(experiment: Experiment, folder: Path, mesh: Mesh) -> Start:
+    """What the run in this folder began with; nothing is written."""
+    found, place = starting.loaded(experiment, mesh), folder / "tokenizer"
+    tokenizer = found[2] if found else load_tokenizer(place) if place.exists() else None
+    return starting.begin(experiment, found, tokenizer, mesh)
+
+
+def restored(experiment: Experiment, start: Start, folder: Path) -> TrainState:
+    """The newest state that the run in this folder has saved; nothing is written.
+
+    Raises FileNotFoundError where there is none.
+    """
+    half = start.model.dtype == np.float16
+    rule = optimizer.make_optimizer(experiment.optimizer, experiment.steps, dynamic_scale=half)
+    with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
+        return checkpoints.restore(_abstract(start, rule))[0]
+
+
+def _abstract(start: Start, rule: optax.GradientTransformation) -> TrainState:
+    """Shapes, dtypes and places of the leaves of a run's state."""
+    opt_state = jax.eval_shape(rule.init, start.trained)
+    shapes = TrainState(step=jax.ShapeDtypeStruct((), np.int32), params=start.trained, opt_state=opt_state)  # type: ignore[arg-type]
+    homes = sharding.like_parameters(start.mesh, shapes, start.trained)
+    placed = lambda leaf, home: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=home)
+    return jax.tree.map(placed, shapes, homes)
+
+
+def averaged(state: TrainState) -> Any:
+    """The parameters to use: their moving average where the optimizer keeps one."""
     average = optimizer.ema_params(state.opt_state)
     return state.params if average is None else average
 
 
-def _card(experiment: Experiment, tokenizer: Tokenizer | None) -> Card:
-    """What the architecture does not tell a user of the model: special ids, and how long its rows were."""
-    ids = {} if tokenizer is None else {name: getattr(tokenizer, name) for name in ("bos", "eos", "pad")}
-    config = {f"{name}_token_id": id for name, id in ids.items() if id is not None}
-    stack = experiment.model.decoder
-    learned = stack is not None and isinstance(stack.input.positions, LearnedConfig)
-    return Card(config=config if learned else config | {"max_position_embeddings": experiment.length})
-
-
-def _check_rows(experiment: Experiment, mesh: Mesh) -> None:
+def check_rows(experiment: Experiment, mesh: Mesh) -> None:
+    """Raises ValueError where the rows of a batch cannot be shared evenly by the devices."""
     sharing = mesh.shape["data"] * mesh.shape["fsdp"]
     if experiment.rows // experiment.accumulate % sharing:
         raise ValueError(
@@ -286,57 +309,38 @@ def _check_rows(experiment: Experiment, mesh: Mesh) -> None:
         )
 
 
-def _tokenizer(experiment: Experiment, training: Documents, folder: Path, say: TrainingProgress) -> Tokenizer | None:
-    """The run's own tokenizer, trained once; None where the documents are ready-made tokens."""
+def _tokenizer(
+    experiment: Experiment, found: source.Loaded | None, corpora: list[Corpus], folder: Path, say: TrainingProgress
+) -> Tokenizer | None:
+    """The tokenizer of the model that was found, or the run's own, trained once; None for ready-made tokens."""
     place = folder / "tokenizer"
     if not place.exists():
-        texts = [d.text for d in training.sample(TOKENIZER_BYTES) if d.text is not None]
-        if not texts:
+        tokenizer = found[2] if found else _trained_tokenizer(experiment, corpora, say)
+        if tokenizer is None:
             return None
-        with say.busy(f"training a tokenizer on {sum(map(len, texts)) / 1e6:.1f} M characters"):
-            trained = train_tokenizer(experiment.tokenizer, texts)
         part = folder / ".tokenizer.part"
         shutil.rmtree(part, ignore_errors=True)
-        trained.save(part)
+        tokenizer.save(part)
         part.rename(place)
-    return load_tokenizer(place)
+    return found[2] if found else load_tokenizer(place)
 
 
-def _store(
-    experiment: Experiment,
-    documents: Documents,
-    tokenizer: Tokenizer | None,
-    folder: Path,
-    say: TrainingProgress,
-) -> Store | None:
-    """The documents as the task's examples, prepared once for all runs of the same text, tokenizer and task."""
-    if not len(documents):
+def _trained_tokenizer(experiment: Experiment, corpora: list[Corpus], say: TrainingProgress) -> Tokenizer | None:
+    samples = [corpus.training.sample(TOKENIZER_BYTES // len(corpora)) for corpus in corpora]
+    texts = [text for sample in samples for document in sample for text in document.texts()]
+    if not texts:
         return None
-    vocab = experiment.model.vocab
-
-    def examples(document: Document) -> list[prepare.Example]:
-        if tokenizer is None or document.text is None:
-            assert document.tokens is not None
-            return [experiment.task.examples(document.tokens, None)]
-        return [experiment.task.examples(tokenizer.encode(document.text), tokenizer)]
-
-    fingerprint = f"{codec.to_json(experiment.task)} {tokenizer and tokenizer.fingerprint()}"
-    with say.preparing(len(documents)) as progress:
-        return prepare.prepare(
-            documents,
-            examples,
-            {"tokens": vocab},
-            fingerprint,
-            folder.parent / ".prepared",
-            progress=progress,
-        )
+    specials = tuple(dict.fromkeys((*experiment.tokenizer.specials, *experiment.task.specials)))
+    with say.busy(f"training a tokenizer on {sum(map(len, texts)) / 1e6:.1f} M characters"):
+        return train_tokenizer(dataclasses.replace(experiment.tokenizer, specials=specials), texts)
 
 
-def _compressors(training: Documents, held_out: Documents, folder: Path, say: TrainingProgress) -> Values:
+def _compressors(corpora: list[Corpus], folder: Path, say: TrainingProgress) -> Values:
     file = folder / "compressors.json"
     if not file.exists():
         with say.busy("compressing the held-out documents with zlib and lzma"):
-            texts = ([d.text or "" for d in part] for part in (held_out, training))
+            parts = ([each.held_out for each in corpora], [each.training for each in corpora])
+            texts = ([text for part in side for document in part for text in document.texts()] for side in parts)
             write_json(file, bits_per_byte(*texts))
     return read_json(file)
 

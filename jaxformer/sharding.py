@@ -42,6 +42,7 @@ RULES: tree.Rules[tuple[Placement, ...]] = (
     ("heads/*/dense/kernel", (("fsdp", "tensor"), (BOTH, None), ("fsdp", None))),
     ("heads/*/output/kernel", (("fsdp", None),)),
     ("**/{bias,scale}", ((),)),
+    ("lora/**/{a,b}", ((),)),
 )
 """(path pattern, placements in the order they are tried). A placement names a mesh axis for each of a leaf's last
 dimensions; the leading axis of layers is never split."""

@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
-from jaxformer import codec, families, sharding, tree
+from jaxformer import codec, families, lora, sharding, tree
 from jaxformer.config import Card, ModelConfig
 from jaxformer.families import gguf_rows, gguf_tokenizers, heads
+from jaxformer.nn.linear import Quantized
 from jaxformer.nn.model import Model
 from jaxformer.text.gguf_tokenizer import gguf_tokenizer
 from jaxformer.text.tokenizer import Tokenizer, load_tokenizer
 from jaxformer.train.checkpoint import Checkpoints
-from jaxformer.weights import convert, gguf, hub, model_card, sentence_transformers
+from jaxformer.weights import adapters, convert, gguf, hub, model_card, sentence_transformers
 
 logger = logging.getLogger(__name__)
 Loaded = tuple[Model, dict[str, Any], Tokenizer | None]
@@ -70,16 +72,22 @@ def save_pretrained(
     params: Mapping[str, Any],
     tokenizer: Tokenizer | None = None,
     max_shard_size: int | str = "5GB",
+    adapter: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes the published layout: config.json, generation_config.json, safetensors, the tokenizer's files.
 
     What was read goes back out as it was. A model from scratch gets the config.json of the first family that
     expresses it, with the tokenizer's special ids; what its card holds comes on top. The folder appears whole
-    or not at all, in place of a published model that stood there.
+    or not at all, in place of a published model that stood there. An `adapter` is merged into what is written;
+    `save_adapter` writes it alone.
 
     Raises a ValueError where no family expresses the architecture or the card speaks of another one, and
     FileExistsError where the folder holds anything else: that is never deleted.
     """
+    if adapter is not None:
+        params = lora.merge(params, adapter)
+    if few := [path for path, leaf in tree.flatten(params).items() if isinstance(leaf, Quantized)]:
+        raise ValueError(f"quantized kernels are not published: {', '.join(few)}; give those they were made of")
     config, generation = _attributes(model, params, tokenizer)
     family = families.family(config["model_type"])
     if family.config(config) != model.config:
@@ -94,6 +102,56 @@ def save_pretrained(
             tokenizer.save(part)
         if model.card.sentences is not None:
             sentence_transformers.write(part, model.card.sentences, model.config.width)
+
+
+def load_adapter(
+    folder: str | os.PathLike[str], model: Model, params: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(params, adapter) of a folder in peft's layout, for a model that has these parameters or their kind.
+
+    The adapter is the collection "lora", float32. `params` come back as they are, but for heads that were trained
+    and saved with the adapter.
+
+    Raises FileNotFoundError for a missing file, and a ValueError that lists every setting, or every tensor, that
+    cannot be expressed.
+    """
+    family = families.family(_config(model)["model_type"])
+    flat = tree.flatten(params)
+    shapes = {path: tuple(leaf.shape) for path, leaf in flat.items()}
+    rows = family.names(model.config)
+    adapter, heads = adapters.read(Path(folder).expanduser(), rows, shapes, family.PREFIX)
+    return tree.unflatten(flat | tree.flatten(heads)), adapter
+
+
+def save_adapter(
+    folder: str | os.PathLike[str],
+    model: Model,
+    adapter: Mapping[str, Any],
+    heads: Mapping[str, Any] | None = None,
+    base: str | None = None,
+) -> None:
+    """Writes an adapter as a small folder in peft's layout, which peft reads; `load_adapter` gives back its bits.
+
+    `heads`: parameters of heads that were trained with it, {"heads": {...}} as in the model's. `base`: the hub id
+    or folder of the model that it belongs to.
+
+    Raises a ValueError that lists the modules and heads which are not published so.
+    """
+    config = _config(model)
+    family = families.family(config["model_type"])
+    probe = f"{family.PREFIX}x"
+    bare = probe not in families.as_published(config, {probe: np.zeros(0, np.float32)})
+    shapes = {path: leaf.shape for path, leaf in tree.flatten(sharding.abstract_params(model)).items()}
+    adapters.write(
+        Path(folder).expanduser(),
+        family.names(model.config),
+        shapes,
+        adapter,
+        heads or {},
+        family.PREFIX if bare else "",
+        base_model_name_or_path=base,
+        task_type=_task(model.config),
+    )
 
 
 def push_to_hub(
@@ -227,6 +285,18 @@ def _attributes(
     ids = {f"{role}_token_id": getattr(tokenizer, role, None) for role in ("bos", "eos", "pad")}
     known = {name: id for name, id in ids.items() if id is not None}
     return ids | config | known | card.config, known | card.generation
+
+
+def _config(model: Model) -> dict[str, Any]:
+    """The config.json that this model was read with, or one that expresses it."""
+    return model.card.config if model.card.model_type else families.publish(model.config)[1]
+
+
+def _task(config: ModelConfig) -> str | None:
+    """What peft calls the task of a model; None where it need not know."""
+    if config.head is None or config.decoder is None:
+        return None
+    return "CAUSAL_LM" if config.encoder is None else "SEQ_2_SEQ_LM"
 
 
 def _dtype_attribute(config: Mapping[str, Any]) -> str:

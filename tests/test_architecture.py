@@ -20,11 +20,16 @@ FLOORS = (
     {"parts", "codec", "names", "tree"},
     {"config"},
     {"families", "text", "nn"},
-    {"losses", "optimizer", "sharding"},
+    {"opt_state", "scores"},
+    {"losses", "optimizer", "sharding", "lora", "quantize"},
     {"weights", "train", "generation"},
     {"source", "constrain", "stream_text", "tasks", "align", "pipelines", "inspect"},
-    {"experiment", "machine", "verify", "testing"},
+    {"experiment", "machine", "verify", "testing", "harness"},
+    {"starting"},
+    {"feed"},
+    {"evaluating"},
     {"fitting"},
+    {"replaying"},
     {"commands"},
     {"cli"},
     {"", "__main__"},
@@ -32,7 +37,10 @@ FLOORS = (
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 USERS_OF_SOURCE = {"tasks", "align", "pipelines", "inspect"}  # the packages of its own floor
 
-OPTIONAL = {"torch", "transformers", "gguf", "outlines_core", "llguidance", "grain", "datasets", "IPython"}
+OPTIONAL = {
+    *("torch", "transformers", "gguf", "pyarrow", "datasets", "IPython"),
+    *("outlines_core", "llguidance", "lm_eval", "rouge_score", "sacrebleu"),
+}
 RESERVED = {"flax.linen": {"nn"}, "torch": {"verify"}, "transformers": {"verify"}}  # for these rooms alone
 FRAMEWORKS = ("flax", "optax", "orbax")
 BARRED = {

@@ -9,8 +9,12 @@ from hypothesis import strategies as st
 from jaxformer.codec import from_json, to_json
 from jaxformer.config import InputConfig, LearnedConfig, ModelConfig, NormConfig, SinusoidConfig
 from jaxformer.experiment import Experiment
+from jaxformer.lora import LoraConfig
 from jaxformer.optimizer import OptimizerConfig
+from jaxformer.tasks import Classify, Seq2Seq
 from jaxformer.testing import tiny_models
+from jaxformer.text.corpus import DataConfig
+from jaxformer.text.mixture import Part
 
 
 @dataclass(frozen=True)
@@ -69,10 +73,13 @@ def test_every_architecture_comes_back_equal(name):
 
 
 def test_an_experiment_comes_back_equal():
-    experiment = Experiment(
-        "x", tiny_models()["windowed"], 10, optimizer=OptimizerConfig(ema=0.9), prompts=("a", "b")
-    )
-    assert through(experiment, Experiment) == experiment
+    model = tiny_models()["windowed"]
+    for experiment in (
+        Experiment("x", 10, model, optimizer=OptimizerConfig(ema=0.9), prompts=("a", "b")),
+        Experiment("x", 10, start="there", task=Classify(labels=("a", "b")), adapter=LoraConfig(rank=2), bits=4),
+        Experiment("x", 10, model, task=Seq2Seq(), data=DataConfig(mixture=(Part("a", ("b",), 0.5),))),
+    ):
+        assert through(experiment, Experiment) == experiment
 
 
 @pytest.mark.parametrize("positions", [LearnedConfig(4), SinusoidConfig(), None])

@@ -10,6 +10,7 @@ import pytest
 from jaxformer import codec, tree
 from jaxformer.experiment import CHANGEABLE, Experiment, problems
 from jaxformer.optimizer import OptimizerConfig
+from jaxformer.tasks import Seq2Seq
 from jaxformer.testing import tiny_models
 from jaxformer.text.tokenizer import TokenizerConfig
 
@@ -51,12 +52,17 @@ def test_a_good_experiment_has_no_problems_and_is_its_own_validation():
         ),
         (
             {"model": replace(tiny_models()["learned"], vocab=320), "length": 65},
-            "length is 65: the model has learned positions for 64",
+            "rows of 65 tokens: the model's decoder has learned positions for 64",
         ),
         (
             {"model": replace(tiny_models()["encoder"], vocab=320)},
-            "model: the task predicts the next token: it needs a causal decoder and no encoder",
+            "model.encoder is set: the task needs a model without one",
         ),
+        ({"start": "somewhere"}, "model and start: give either an architecture or a model to begin from"),
+        ({"model": None}, "model and start: give either an architecture or a model to begin from"),
+        ({"average": 3}, "average is 3: it needs keep, 2, to be as much"),
+        ({"task": Seq2Seq(), "evaluation_stride": 4}, "evaluation_stride is set: it is for language modelling"),
+        ({"task": Seq2Seq()}, "model.encoder is missing: the task needs a model with one"),
         ({"name": "a/b"}, "name is 'a/b': it must be able to name a folder"),
         ({"name": ""}, "name is '': it must be able to name a folder"),
         ({"name": ".."}, "name is '..': it must be able to name a folder"),

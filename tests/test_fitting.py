@@ -235,10 +235,10 @@ def test_a_glob_without_files_is_refused(tmp_path):
 def test_empty_data_and_bad_lines_are_refused(tmp_path):
     experiment = replace(EXPERIMENT, folder=str(tmp_path / "runs"))
     assert "every document is empty" in refused(experiment, ["", ""])
-    assert "document 1: expected a string or a token array, found int" in refused(experiment, ["a", 3])
+    assert "document 1: expected a string, a token array or a mapping, found int" in refused(experiment, ["a", 3])
     (tmp_path / "a.jsonl").write_text('{"text": "good"}\n{"txt": "bad"}\n')
     bad = replace(experiment, data=DataConfig(files=(str(tmp_path / "a.jsonl"),)))
-    assert "a.jsonl:2: expected a string in field 'text', found the fields ['txt']" in refused(bad)
+    assert "a.jsonl:2: expected the field 'text', found the fields ['txt']" in refused(bad)
 
 
 def test_every_problem_of_an_experiment_is_told_at_once(tmp_path):
@@ -306,7 +306,7 @@ def test_token_arrays_need_no_tokenizer(tmp_path):
     assert run.finished
     assert run.tokenizer is None
     assert not (run.folder / "tokenizer").exists()
-    assert run.evaluation.keys() == {"loss", "accuracy"}
+    assert run.evaluation.keys() == {"loss", "accuracy", "perplexity"}
     assert from_pretrained(run.folder)[2] is None
     with pytest.raises(ValueError, match=r"document 0: tokens must lie in 0\.\.319, found \d+\.\.320"):
         fit(replace(experiment, name="other"), [np.arange(7, 321)], progress=False)

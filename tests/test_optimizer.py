@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import math
 from typing import get_args
 
@@ -7,19 +8,27 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import PartitionSpec
 
-from jaxformer import tree
-from jaxformer.optimizer import (
-    DECAY,
+from jaxformer import sharding, tree
+from jaxformer.nn.model import Model
+from jaxformer.opt_state import (
+    WARM,
+    WINDOW,
     LossScale,
-    OptimizerConfig,
     adjust_loss_scale,
     ema_params,
+    is_spike,
     loss_scale,
-    make_optimizer,
-    schedule,
+    record_norm,
 )
+from jaxformer.optimizer import DECAY, DEPTHS, MATRICES, OptimizerConfig, make_optimizer, schedule
+from jaxformer.sharding import MeshConfig, make_mesh
+from jaxformer.testing import tiny_models
+from jaxformer.train.checkpoint import Checkpoints
+from jaxformer.train.state import TrainState
 
+KINDS = get_args(OptimizerConfig.__annotations__["kind"])
 STEPS = 12
 SCHEDULES = get_args(OptimizerConfig.__annotations__["schedule"])
 PARAMS = {
@@ -33,15 +42,15 @@ PARAMS = {
 DECAYED = {"embed/embedding", "decoder/blocks/attention/query/kernel", "heads/lm/kernel"}
 
 
-def drawn(seed, size=1.0, dtype=np.float32):
+def drawn(seed, size=1.0, dtype=np.float32, shapes=PARAMS):
     draw = np.random.default_rng(seed)
-    return {path: (size * draw.normal(size=shape)).astype(dtype) for path, shape in PARAMS.items()}
+    return {path: (size * draw.normal(size=shape)).astype(dtype) for path, shape in shapes.items()}
 
 
-def run(config, updates, dtype=jnp.float32, **options):
+def run(config, updates, dtype=jnp.float32, shapes=PARAMS, **options):
     """Parameters after each of some updates, by gradients drawn from its number, and the last state."""
     optimizer = make_optimizer(config, STEPS, **options)
-    params = jax.tree.map(lambda x: jnp.asarray(x, dtype), tree.unflatten(drawn(0)))
+    params = jax.tree.map(lambda x: jnp.asarray(x, dtype), tree.unflatten(drawn(0, shapes=shapes)))
     state = jax.jit(optimizer.init)(params)
 
     @jax.jit
@@ -51,7 +60,7 @@ def run(config, updates, dtype=jnp.float32, **options):
 
     seen = []
     for t in range(1, updates + 1):
-        gradients = jax.tree.map(lambda x: jnp.asarray(x, dtype), tree.unflatten(drawn(t, size=0.3 * t)))
+        gradients = jax.tree.map(lambda x: jnp.asarray(x, dtype), tree.unflatten(drawn(t, 0.3 * t, shapes=shapes)))
         params, state = step(params, state, gradients)
         seen.append(tree.flatten(jax.tree.map(np.asarray, params)))
     return seen, state
@@ -76,23 +85,62 @@ def rates(config):
     return ratios
 
 
-def adamw(config, updates):
-    """AdamW in float64 numpy, by the paper's lines."""
-    params = drawn(0, dtype=np.float64)
-    mean = {path: np.zeros_like(p) for path, p in params.items()}
-    square = {path: np.zeros_like(p) for path, p in params.items()}
+def adamw(config, t, g, p, kept):
+    kept["mean"] = config.b1 * kept.get("mean", 0) + (1 - config.b1) * g
+    kept["square"] = config.b2 * kept.get("square", 0) + (1 - config.b2) * g**2
+    return kept["mean"] / (1 - config.b1**t) / (np.sqrt(kept["square"] / (1 - config.b2**t)) + config.eps)
+
+
+def adafactor(config, t, g, p, kept):
+    """Algorithms 4 and 5 of the paper, of one layer's vector or matrix."""
+    decay, square = 1 - t**-0.8, g**2 + 1e-30
+    if g.ndim == 2 and min(g.shape) >= 128:
+        rows, columns = kept.get("rows", 0), kept.get("columns", 0)
+        rows = kept["rows"] = decay * rows + (1 - decay) * square.mean(1)
+        columns = kept["columns"] = decay * columns + (1 - decay) * square.mean(0)
+        square = np.outer(rows, columns) / rows.mean()
+    else:
+        square = kept["square"] = decay * kept.get("square", 0) + (1 - decay) * square
+    step = g / np.sqrt(square)
+    rms = lambda x: np.sqrt(np.mean(x**2))
+    return step / max(1, rms(step)) * max(1e-3, rms(p))
+
+
+def lion(config, t, g, p, kept):
+    mean = kept.get("mean", 0)
+    kept["mean"] = config.b2 * mean + (1 - config.b2) * g
+    return np.sign(config.b1 * mean + (1 - config.b1) * g)
+
+
+def sgd(config, t, g, p, kept):
+    kept["sum"] = config.b1 * kept.get("sum", 0) + g
+    return kept["sum"]
+
+
+def by_layer(rule, config, t, g, p, kept):
+    """A rule on each layer of a leaf, a kernel as the matrix of its product."""
+    as_matrix = lambda x: x.reshape(x.shape[0], -1) if x.ndim == 3 else x
+    steps = [rule(config, t, as_matrix(g[i]), p[i], kept.setdefault(i, {})) for i in range(len(g))]
+    return np.stack(steps).reshape(g.shape)
+
+
+RULES = {"adamw": adamw, "adafactor": adafactor, "lion": lion, "sgd": sgd}
+
+
+def by_hand(config, updates, shapes=PARAMS):
+    """Each rule in float64 numpy, by its paper's lines."""
+    params = drawn(0, dtype=np.float64, shapes=shapes)
+    kept = {path: {} for path in params}
     seen = []
     for t, lr in zip(range(1, updates + 1), rates(config), strict=False):
-        gradients = {path: g.astype(np.float64) for path, g in drawn(t, size=0.3 * t).items()}
+        gradients = {path: g.astype(np.float64) for path, g in drawn(t, 0.3 * t, shapes=shapes).items()}
         norm = math.sqrt(sum((g**2).sum() for g in gradients.values()))
         shrink = 1.0 if config.clip_norm is None else min(1.0, config.clip_norm / norm)
         for path, p in params.items():
-            g = gradients[path] * shrink
-            mean[path] = config.b1 * mean[path] + (1 - config.b1) * g
-            square[path] = config.b2 * square[path] + (1 - config.b2) * g**2
-            m, s = mean[path] / (1 - config.b1**t), square[path] / (1 - config.b2**t)
+            rule = RULES[config.kind]
+            rule = functools.partial(by_layer, rule) if "/blocks/" in path else rule
             pull = config.weight_decay * p if path in DECAYED else 0.0
-            params[path] = p - lr * (m / (np.sqrt(s) + config.eps) + pull)
+            params[path] = p - lr * (rule(config, t, gradients[path] * shrink, p, kept[path]) + pull)
         seen.append(dict(params))
     return seen
 
@@ -106,14 +154,17 @@ BATTERY = {
     "no decay": dataclasses.replace(BASE, weight_decay=0.0),
     "average": dataclasses.replace(BASE, ema=0.9),
     "other betas": dataclasses.replace(BASE, b1=0.8, b2=0.999, eps=1e-6),
+    "norms": dataclasses.replace(BASE, spike=2.0),
+    **{kind: dataclasses.replace(BASE, kind=kind) for kind in RULES},
+    "no momentum": dataclasses.replace(BASE, kind="sgd", b1=0.0),
 }
 
 
 @pytest.mark.parametrize("name", [*BATTERY, "loss scale"])
-def test_the_whole_optimizer_is_plain_adamw(name):
+def test_the_whole_optimizer_is_its_rule_written_out(name):
     config = BATTERY.get(name, BASE)
     seen, _ = run(config, STEPS, dynamic_scale=name == "loss scale")
-    for got, want in zip(seen, adamw(config, STEPS), strict=True):
+    for got, want in zip(seen, by_hand(config, STEPS), strict=True):
         for path in PARAMS:
             np.testing.assert_allclose(got[path], want[path], rtol=0, atol=1e-5, err_msg=path)
 
@@ -226,6 +277,8 @@ def test_every_bad_setting_is_reported_at_once():
         "clip_norm": -1.0,
         "ema": 1.5,
         "decay_fraction": 0.0,
+        "layer_decay": 1.5,
+        "spike": 1.0,
     }
     with pytest.raises(ValueError) as caught:
         make_optimizer(OptimizerConfig(**bad), STEPS)
@@ -259,3 +312,182 @@ def test_muon_leaves_all_but_the_kernels_of_blocks_to_adam_with_nesterov():
     for path in PARAMS:
         same = np.allclose(by_adam[path], by_muon[path], rtol=1e-4, atol=1e-6)
         assert same == (path != "decoder/blocks/attention/query/kernel"), path
+
+
+# Kinds ------------------------------------------------------------------------------------------------------
+
+WIDE = {
+    "decoder/blocks/attention/query/kernel": (2, 130, 2, 66),
+    "decoder/blocks/attention/out/kernel": (2, 2, 66, 130),
+    "decoder/blocks/mlp/up/bias": (2, 140),
+    "heads/lm/kernel": (130, 135),
+}
+
+
+def test_adafactor_keeps_rows_and_columns_of_each_matrix_and_of_each_layer():
+    config = dataclasses.replace(BASE, kind="adafactor", weight_decay=0.0)
+    shapes = {path: WIDE[path] for path in WIDE if "out" not in path}  # its inputs are two axes: below
+    seen, state = run(config, 3, shapes=shapes)
+    for got, want in zip(seen, by_hand(config, 3, shapes), strict=True):
+        for path in shapes:
+            np.testing.assert_allclose(got[path], want[path], rtol=0, atol=1e-5, err_msg=path)
+    held = sum(leaf.size for leaf in jax.tree.leaves(state))
+    assert held == 2 * (130 + 132) + (130 + 135) + 2 * 140 + 6  # two counters, and what stands in empty places
+
+
+def test_adafactor_takes_an_output_kernel_for_the_transpose_of_one_of_inputs():
+    config = dataclasses.replace(BASE, kind="adafactor", clip_norm=None)
+    optimizer = make_optimizer(config, STEPS)
+
+    def moved(path, transpose):
+        shape = WIDE["decoder/blocks/attention/out/kernel"]
+        params, gradients = (np.random.default_rng(n).normal(size=shape).astype(np.float32) for n in (0, 1))
+        turn = lambda x: tree.unflatten({path: jnp.asarray(x.transpose(0, 3, 1, 2) if transpose else x)})
+        params, gradients = turn(params), turn(gradients)
+        changes, _ = jax.jit(optimizer.update)(gradients, optimizer.init(params), params)
+        change = np.asarray(tree.flatten(changes)[path])
+        return change.transpose(0, 2, 3, 1) if transpose else change
+
+    out, query = (f"decoder/blocks/attention/{name}/kernel" for name in ("out", "query"))
+    np.testing.assert_allclose(moved(out, False), moved(query, True), rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("rules", [DECAY, MATRICES, DEPTHS], ids=["decay", "matrices", "depths"])
+def test_every_parameter_of_every_model_and_its_adapter_has_its_place_in_the_rules(rules):
+    for name in tiny_models():
+        paths = tree.flatten(sharding.abstract_params(Model(tiny_models()[name])))
+        kernels = [path.removesuffix("/kernel") for path in paths if path.endswith("/kernel")]
+        adapters = [f"lora/{path}/{leaf}" for path in kernels for leaf in "ab"]
+        tree.match(rules, [*paths, *adapters], "tested")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_adapter_alone_is_trained_by_every_kind(kind):
+    config = OptimizerConfig(kind, peak_lr=0.1, warmup_steps=0, clip_norm=None)
+    lora = {path: shape for path, shape in LADDER.items() if path.startswith("lora/")}
+    (moved,), _ = run(config, 1, shapes=lora)
+    assert all((moved[path] != drawn(0, shapes=lora)[path]).all() for path in lora)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_that_is_kept_is_float32_and_comes_back_from_a_checkpoint(kind, tmp_path):
+    config = dataclasses.replace(BASE, kind=kind, ema=0.9, spike=3.0, layer_decay=0.9)
+    seen, opt_state = run(config, 2, dtype=jnp.bfloat16, shapes=WIDE, dynamic_scale=True)
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(opt_state)} == {"float32", "int32"}
+    state = TrainState(step=jnp.int32(2), params=tree.unflatten(seen[-1]), opt_state=opt_state)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(state, {}, {})
+        again, _, _ = checkpoints.restore(jax.tree.map(jnp.zeros_like, state))
+    assert jax.tree.structure(again) == jax.tree.structure(state)
+    jax.tree.map(np.testing.assert_array_equal, again, state)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_kept_in_a_parameters_shape_lies_where_the_parameter_does(kind):
+    """Adafactor's rows and columns have shapes of their own, and are on every device."""
+    mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
+    params = sharding.abstract_params(Model(tiny_models()["learned"]))
+    state = jax.eval_shape(make_optimizer(OptimizerConfig(kind, warmup_steps=1), 10).init, params)
+    homes = sharding.like_parameters(mesh, state, params)
+    want = {path: (leaf.shape, sharding.specs(mesh, params)[path]) for path, leaf in tree.flatten(params).items()}
+    held = set()
+    for (keys, leaf), home in zip(jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(homes), strict=True):
+        path = jax.tree_util.keystr(keys, simple=True, separator="/")
+        whose = next((p for p in want if path.endswith(p) and leaf.shape == want[p][0]), None)
+        assert home.spec == (PartitionSpec() if whose is None else want[whose][1])
+        held |= {whose} - {None}
+    if kind == "adafactor":
+        assert "embed/embedding" in held  # too small for rows and columns
+        return
+    assert held == set(want)
+
+
+# Layers -----------------------------------------------------------------------------------------------------
+
+LADDER = {
+    "embed/embedding": (5, 4),
+    "encoder/position/embedding": (6, 4),
+    "encoder/input_norm/scale": (4,),
+    "encoder/input_projection/kernel": (4, 4),
+    "encoder/blocks/mlp/up/kernel": (3, 4, 2),
+    "encoder/norm/scale": (4,),
+    "decoder/relative/embedding": (8, 2),
+    "decoder/blocks/attention/query/bias": (2, 2, 2),
+    "decoder/norm/scale": (4,),
+    "heads/pooler/kernel": (4, 4),
+    "heads/classify/output/bias": (3,),
+    "lora/decoder/blocks/mlp/up/a": (2, 4, 2),
+    "lora/heads/lm/b": (2, 5),
+}
+
+
+def lengths(shapes):
+    """How far parameters of 1 go down gradients of 1; by layer where there are layers."""
+    rate = {"peak_lr": 1.0, "warmup_steps": 0, "schedule": "constant"}
+    config = OptimizerConfig("sgd", **rate, b1=0.0, weight_decay=0.0, clip_norm=None, layer_decay=0.5)
+    optimizer = make_optimizer(config, STEPS)
+    ones = tree.unflatten({path: jnp.ones(shape) for path, shape in shapes.items()})
+    changes = jax.jit(optimizer.update)(ones, optimizer.init(ones), ones)[0]
+    ways = {path: -np.asarray(change) for path, change in tree.flatten(changes).items()}
+    axes = lambda path: tuple(range(1 if "/blocks/" in path else 0, ways[path].ndim))
+    return {path: way.mean(axes(path)) for path, way in ways.items()}
+
+
+def test_the_rate_falls_from_the_heads_down_each_stack_to_its_input():
+    expected = {
+        "embed/embedding": 0.5**4,  # below the deeper stack
+        "encoder/position/embedding": 0.5**4,
+        "encoder/input_norm/scale": 0.5**4,
+        "encoder/input_projection/kernel": 0.5**4,
+        "encoder/blocks/mlp/up/kernel": [0.125, 0.25, 0.5],
+        "encoder/norm/scale": 1.0,
+        "decoder/relative/embedding": 0.5**3,
+        "decoder/blocks/attention/query/bias": [0.25, 0.5],
+        "decoder/norm/scale": 1.0,
+        "heads/pooler/kernel": 1.0,
+        "heads/classify/output/bias": 1.0,
+        "lora/decoder/blocks/mlp/up/a": [0.25, 0.5],
+        "lora/heads/lm/b": 1.0,
+    }
+    found = lengths(LADDER)
+    for path in LADDER:
+        np.testing.assert_array_equal(found[path], expected[path], err_msg=path)
+
+
+def test_layers_that_share_their_parameters_count_as_one():
+    shapes = {"embed/embedding": (5, 4), "encoder/blocks/mlp/up/kernel": (1, 4, 2), "heads/lm/bias": (5,)}
+    assert list(lengths(shapes).values()) == [0.25, [0.5], 1.0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_layers_rate_multiplies_its_whole_step_by_any_rule_and_its_decay(kind):
+    base = OptimizerConfig(kind, peak_lr=0.1, warmup_steps=0, schedule="constant", weight_decay=0.5)
+    path = "decoder/blocks/attention/query/kernel"
+    (whole,), _ = run(base, 1, shapes={path: PARAMS[path]})
+    (scaled,), _ = run(dataclasses.replace(base, layer_decay=0.5), 1, shapes={path: PARAMS[path]})
+    before = drawn(0, shapes={path: PARAMS[path]})[path]
+    want = before + np.array([0.25, 0.5]).reshape(2, 1, 1, 1) * (whole[path] - before)
+    np.testing.assert_allclose(scaled[path], want, rtol=1e-5, atol=1e-6)
+
+
+# Spikes -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", [1.5, 10.0])
+def test_a_spike_is_beyond_so_many_times_the_median_of_the_latest_finite_norms(limit):
+    optimizer = make_optimizer(dataclasses.replace(BASE, spike=limit), STEPS)
+    state = optimizer.init(tree.unflatten(drawn(0)))
+    norms = np.exp(np.random.default_rng(0).normal(size=3 * WINDOW)).astype(np.float32)
+    norms[[5, 40, 100]] = np.nan, np.inf, 50.0
+    look, add, latest = jax.jit(is_spike), jax.jit(record_norm), []
+    for norm in norms:
+        want = len(latest) >= WARM and np.isfinite(norm) and norm > limit * np.median(latest[-WINDOW:])
+        assert bool(look(state, norm)) == want
+        state = add(state, norm)
+        latest += [norm] if np.isfinite(norm) else []
+
+
+def test_without_a_limit_no_norms_are_kept():
+    _, state = run(BASE, 1)
+    assert is_spike(state, jnp.float32(1e9)) is None
+    assert record_norm(state, jnp.float32(1)) == state

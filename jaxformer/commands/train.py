@@ -1,5 +1,6 @@
 """`jaxformer train CONFIG`: run an experiment, or go on with it."""
 
+import itertools
 import runpy
 import sys
 from dataclasses import dataclass
@@ -7,12 +8,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from rich.console import Console
+from rich.table import Table
 
 from jaxformer import machine
 from jaxformer.experiment import Experiment
 from jaxformer.fitting import fit
+from jaxformer.replaying import Replay, replay
 
 OF_A_CONFIG = "jaxformer train configs/quickstart.py --help tells the options of that one"
+NORMS, CHARACTERS = 20, 200
+"""Gradients, and characters of a row, that are told of a step that is taken again."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +28,8 @@ class Options:
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
     fresh: bool = False
     """Delete what the run's folder holds, and start over."""
+    replay: int | None = None
+    """Take this step of the run again and tell of it; nothing is written into the run's folder."""
 
 
 def main(arguments: list[str]) -> int:
@@ -35,6 +43,11 @@ def main(arguments: list[str]) -> int:
     machine.use_compilation_cache()
     for line in machine.warnings():
         print(f"warning: {line}", file=sys.stderr)
+    if options.replay is not None:
+        if options.fresh:
+            raise ValueError("--replay and --fresh: one looks into a run, the other deletes it; give one of them")
+        tell(replay(options.experiment, options.replay))
+        return 0
     return 0 if fit(options.experiment, fresh=options.fresh).finished else 130
 
 
@@ -59,3 +72,23 @@ def parse(default: Experiment, arguments: list[str]) -> Options:
         args=arguments,
         config=(tyro.conf.AvoidSubcommands,),
     )
+
+
+def tell(found: Replay) -> None:
+    """Print what a step that was taken again computed, beside what the run logged, and from what."""
+    console = Console(file=sys.stdout, highlight=False, markup=False, soft_wrap=True)
+    values = Table("value", "now", "logged", "", title=f"step {found.step}", title_justify="left")
+    for name, value in found.values.items():
+        is_logged, differs = name in found.logged, name in found.differing
+        before = str(found.logged[name]) if is_logged else "-"
+        values.add_row(name, str(value), before, "differs" if differs else "equal" if is_logged else "")
+    console.print(values)
+    shown = itertools.islice(found.norms.items(), NORMS)
+    title = f"gradients, the {min(NORMS, len(found.norms))} largest of {len(found.norms)}"
+    norms = Table("parameter", "norm", title=title, title_justify="left")
+    for path, norm in shown:
+        norms.add_row(path, f"{norm:.4g}")
+    console.print(norms)
+    for number, row in enumerate(found.rows):
+        for name, text in row.items():
+            console.print(f"row {number}, {name}: {text[:CHARACTERS]!r}")

@@ -4,14 +4,15 @@ from jaxformer.config import ModelConfig
 from jaxformer.families import marian, seq2seq_rows
 
 
-def _size(width: int, mlp: int, heads: int, dropout: float) -> ModelConfig:
-    sizes = seq2seq_rows.sizes(width, 6, mlp, heads) | {"vocab_size": 37_000, "dropout": dropout}
+def sized(vocab: int, width: int, mlp: int, heads: int, layers: int, dropout: float) -> ModelConfig:
+    """That architecture in any size: so many layers in the encoder, and in the decoder."""
+    sizes = seq2seq_rows.sizes(width, layers, mlp, heads) | {"vocab_size": vocab, "dropout": dropout}
     return marian.config(sizes | {"activation_function": "relu", "scale_embedding": True})
 
 
 SIZES = {
-    "transformer-base": _size(512, 2048, 8, dropout=0.1),
-    "transformer-big": _size(1024, 4096, 16, dropout=0.3),
+    "transformer-base": sized(37_000, 512, 2048, 8, layers=6, dropout=0.1),
+    "transformer-big": sized(37_000, 1024, 4096, 16, layers=6, dropout=0.3),
 }
 """Table 3 of the paper, with the vocabulary of section 5.1 for English and German.
 

@@ -11,7 +11,8 @@ import numpy as np
 from flax import struct
 from jax import Array, lax
 
-from jaxformer.generation import prompts
+from jaxformer.generation import beam, prompts
+from jaxformer.generation.beam import Beam, Search
 from jaxformer.generation.sample import Greedy, Strategy, log_probability
 from jaxformer.nn.cache import Cache
 from jaxformer.nn.model import Model
@@ -31,6 +32,10 @@ class Generated:
     Natural logarithm; 0 after the row's end."""
     key: Array
     """The key that was used."""
+    ranks: np.ndarray | None = None
+    """float32 [B]: what beam search ranked the rows of a prompt by, best first; None without it.
+
+    -inf, at length 0, where fewer than `samples` continuations were possible."""
 
 
 @struct.dataclass
@@ -45,6 +50,11 @@ class Stop:
     """int32 scalar: new tokens at most."""
     forced: Array
     """int32 [2]: the token that each row begins with and the one that its last column gets; -1 for none."""
+
+    def forced_at(self, step: Array) -> Array:
+        """int32 scalar: the token that column `step` must get, -1 for none."""
+        first, final = self.forced
+        return jnp.where((step == self.limit - 1) & (final >= 0), final, jnp.where(step == 0, first, -1))
 
 
 @struct.dataclass
@@ -71,7 +81,7 @@ class Request:
     """All that a compiled step needs beside the state: an argument, traced."""
 
     variables: dict[str, Any]
-    strategy: Strategy
+    strategy: Strategy | Beam
     stop: Stop
     key: Array
 
@@ -82,7 +92,7 @@ def generate(
     tokens: prompts.Prompts,
     max_new_tokens: int,
     mask: Any = None,
-    strategy: Strategy = Greedy(),
+    strategy: Strategy | Beam = Greedy(),
     eos: int | Sequence[int] | None = None,
     pad: int | None = None,
     decoder_tokens: Any = None,
@@ -103,13 +113,16 @@ def generate(
     Raises ValueError, before any work, for prompts that are empty, hold ids that the model does not know, or
     do not fit its positions together with the new tokens, and for numbers out of their range.
     """
-    state, request = start(
-        model, params, tokens, max_new_tokens, mask, strategy, eos, pad, decoder_tokens, samples, key, adapter
-    )
+    given = mask, strategy, eos, pad, decoder_tokens, samples, key, adapter
+    state, request = start(model, params, tokens, max_new_tokens, *given, whole=True)
     state = steps(model, state, request, np.int32(max_new_tokens))
+    found, ranks = state, None
+    if isinstance(state, Search):
+        found = state.best(samples)
+        ranks = found.ranks
     new = slice(None), slice(max_new_tokens)
     return Generated(
-        np.asarray(state.tokens)[new], np.asarray(state.lengths), np.asarray(state.scores)[new], request.key
+        np.asarray(found.tokens)[new], np.asarray(found.lengths), np.asarray(found.scores)[new], request.key, ranks
     )
 
 
@@ -119,18 +132,24 @@ def start(
     tokens: prompts.Prompts,
     max_new_tokens: int,
     mask: Any,
-    strategy: Strategy,
+    strategy: Strategy | Beam,
     eos: int | Sequence[int] | None,
     pad: int | None,
     decoder_tokens: Any,
     samples: int,
     key: Array | None,
     adapter: Any,
-) -> tuple[State, Request]:
-    """Arguments of `generate`, checked -> the state after its first token, and what the next steps need."""
+    whole: bool = False,
+) -> tuple[State | Search, Request]:
+    """Arguments of `generate`, checked -> the state after its first token, and what the next steps need.
+
+    `whole`: nobody looks at tokens before the end, where alone a beam search knows them.
+    """
     read, rows = prompts.read_and_continued(model, prompts.rows_of(tokens, mask), decoder_tokens)
     prompts.check(model, read, rows, max_new_tokens, samples)
-    strategy = strategy.checked()
+    strategy, copies = strategy.checked(), samples
+    if isinstance(strategy, Beam):
+        copies = strategy.rows(samples, whole)
     ids = np.asarray(model.card.special("eos") if eos is None else eos, np.int32).reshape(-1)
     if pad is None:
         pad = next(iter((*model.card.special("pad"), *ids)), 0)
@@ -144,10 +163,10 @@ def start(
     )
     room = prompts.bucket(max_new_tokens)
     source = None if read is None else prompts.right_aligned(read)
-    return prefill(model, source, *prompts.right_aligned(rows), request, room, samples), request
+    return prefill(model, source, *prompts.right_aligned(rows), request, room, copies), request
 
 
-@functools.partial(jax.jit, static_argnames=("model", "room", "samples"))
+@functools.partial(jax.jit, static_argnames=("model", "room", "copies"))
 def prefill(
     model: Model,
     source: tuple[Array, Array] | None,
@@ -155,9 +174,9 @@ def prefill(
     mask: Array,
     request: Request,
     room: int,
-    samples: int,
-) -> State:
-    """Read the prompts [B, T] in one pass, make `samples` rows of each with `room` for N tokens, draw the first.
+    copies: int,
+) -> State | Search:
+    """Read the prompts [B, T] in one pass, make `copies` rows of each with `room` for N tokens, draw the first.
 
     `source`: what an encoder reads and its mask, each [B, S].
     """
@@ -172,9 +191,13 @@ def prefill(
         encoded = {"encoder_hidden": hidden, "encoder_mask": source[1]}
     out = model.apply(request.variables, tokens, mask=mask, cache=cache, **encoded, method="decode")
     logits_BV = model.apply(request.variables, out.hidden[:, -1], method="unembed")
-    rows = batch * samples
+    rows = batch * copies
+    cache = out.cache.repeated(copies).grown(length + room)
+    logits_BV = jnp.repeat(logits_BV, copies, axis=0, total_repeat_length=rows)
+    if isinstance(request.strategy, Beam):
+        return take(beam.begin(cache, copies, room, request.stop.pad), logits_BV, request)
     state = State(
-        cache=out.cache.repeated(samples).grown(length + room),
+        cache=cache,
         tokens=jnp.full((rows, room), request.stop.pad),
         scores=jnp.zeros((rows, room), jnp.float32),
         lengths=jnp.zeros(rows, jnp.int32),
@@ -182,36 +205,39 @@ def prefill(
         last=jnp.zeros(rows, jnp.int32),
         step=jnp.zeros((), jnp.int32),
     )
-    return take(state, jnp.repeat(logits_BV, samples, axis=0, total_repeat_length=rows), request)
+    return take(state, logits_BV, request)
 
 
 @functools.partial(jax.jit, static_argnames="model", donate_argnames="state")
-def steps(model: Model, state: State, request: Request, limit: Array) -> State:
+def steps(model: Model, state: State | Search, request: Request, limit: Array) -> State | Search:
     """Decode until `limit` columns are filled, or every row is done."""
 
-    def going(state: State) -> Array:
+    def going(state: State | Search) -> Array:
         return (state.step < limit) & ~jnp.all(state.done)
 
-    def step(state: State) -> State:
-        out = model.apply(request.variables, state.last[:, None], cache=state.cache, method="decode")
+    def step(state: State | Search) -> State | Search:
+        cache = state.reordered() if isinstance(state, Search) else state.cache
+        out = model.apply(request.variables, state.last[:, None], cache=cache, method="decode")
         logits_BV = model.apply(request.variables, out.hidden[:, -1], method="unembed")
-        return take(state.replace(cache=out.cache), logits_BV, request)  # type: ignore[attr-defined]
+        return take(state.replace(cache=out.cache), logits_BV, request)
 
     return lax.while_loop(going, step, state)
 
 
-def take(state: State, logits_BV: Array, request: Request) -> State:
+def take(state: State | Search, logits_BV: Array, request: Request) -> State | Search:
     """The state with one more column: the token that the strategy picks, in each row that goes on."""
-    token_B = request.strategy(jax.random.fold_in(request.key, state.step), logits_BV)
-    for id, column in zip(request.stop.forced, (0, request.stop.limit - 1), strict=True):
-        token_B = jnp.where((state.step == column) & (id >= 0), id, token_B)
+    stop, strategy, forced = request.stop, request.strategy, request.stop.forced_at(state.step)
+    if isinstance(strategy, Beam):
+        return beam.take(state, logits_BV, strategy, stop.eos, forced, stop.limit)
+    token_B = strategy(jax.random.fold_in(request.key, state.step), logits_BV)
+    token_B = jnp.where(forced >= 0, forced, token_B)
     going_B = ~state.done
     columns = {
-        "tokens": jnp.where(going_B, token_B, request.stop.pad),
+        "tokens": jnp.where(going_B, token_B, stop.pad),
         "scores": jnp.where(going_B, log_probability(logits_BV, token_B), 0.0),
     }
-    ended_B = jnp.any(token_B[:, None] == request.stop.eos[None, :], axis=1)
-    return state.replace(  # type: ignore[attr-defined]
+    ended_B = jnp.any(token_B[:, None] == stop.eos[None, :], axis=1)
+    return state.replace(
         **{
             name: lax.dynamic_update_slice(getattr(state, name), new_B[:, None], (0, state.step))
             for name, new_B in columns.items()

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from jaxformer.config import DynamicScaling, LearnedConfig, LongScaling, StackConfig
+from jaxformer.nn.linear import Quantized
 from jaxformer.nn.model import Model
 
 Prompts = Sequence[Sequence[int]] | np.ndarray | jax.Array
@@ -126,7 +127,19 @@ def per_layer(variables: dict[str, Any]) -> dict[str, Any]:
     On one CPU a loop over layers reads the weights where they lie; anywhere else the variables come back as
     they are, and are scanned. Slices taken inside a decoding loop would be copied at every token.
     """
-    return {name: _listed(held) for name, held in variables.items()}
+    can = _can_be_listed(variables["params"])
+    return {name: _listed(held) if can else held for name, held in variables.items()}
+
+
+def _can_be_listed(params: dict[str, Any]) -> bool:
+    """Whether the blocks lie on one CPU, and as they are: of kernels in few bits XLA would keep whole copies."""
+    blocks = params.get("decoder", {}).get("blocks")
+    if not isinstance(blocks, dict):
+        return False
+    leaves = jax.tree.leaves(blocks, is_leaf=lambda leaf: isinstance(leaf, Quantized))
+    devices = {device for leaf in leaves for device in getattr(leaf, "devices", set)()}
+    plain = not any(isinstance(leaf, Quantized) for leaf in leaves)
+    return plain and len(devices) <= 1 and all(device.platform == "cpu" for device in devices)
 
 
 def _listed(held: dict[str, Any]) -> dict[str, Any]:
@@ -135,8 +148,6 @@ def _listed(held: dict[str, Any]) -> dict[str, Any]:
         return held
     leaves, treedef = jax.tree.flatten(blocks)
     devices = {device for leaf in leaves for device in getattr(leaf, "devices", set)()}
-    if len(devices) > 1 or any(device.platform != "cpu" for device in devices):
-        return held
     host = [np.asarray(leaf) for leaf in leaves]
     views = [jax.tree.unflatten(treedef, [leaf[i] for leaf in host]) for i in range(len(host[0]))]
     layers = jax.device_put(views, next(iter(devices), None), may_alias=True)

@@ -96,6 +96,19 @@ class Cache:
         )
         return Cache(layers, valid, positions, self.end, cross, cross_valid)
 
+    def gathered(self, rows: Array, start: int) -> "Cache":
+        """Row i with the keys and values of row `rows[i]` (int32 [B]) in the slots from `start` on.
+
+        For rows that continue one prompt: the slots before, the books and what the encoder gave are equal in them.
+        """
+
+        def pick(leaf: Array) -> Array:
+            behind = lax.slice_in_dim(leaf, start, None, axis=leaf.ndim - 2)
+            picked = jnp.take(behind, rows, axis=leaf.ndim - 4, mode="clip")
+            return lax.dynamic_update_slice_in_dim(leaf, picked, start, axis=leaf.ndim - 2)
+
+        return self.replace(layers=jax.tree.map(pick, self.layers))  # type: ignore[attr-defined]
+
 
 def empty(config: StackConfig, batch: int, slots: int, dtype: Any, listed: bool = False, cross: int = 0) -> Cache:
     """A cache of nothing. `listed` gives one LayerCache a layer; `cross` is the encoder's length."""

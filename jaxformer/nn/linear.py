@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +11,69 @@ from flax import struct
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
+from jaxformer import tree
+
 PRODUCT = "product"
 """The name under which `jax.checkpoint` policies know the value of a product with a parameter."""
+KERNELS: tree.Rules[tuple[int, int]] = (
+    ("{encoder,decoder}/blocks/{attention,cross}/{query,key,value}/kernel", (1, 1)),
+    ("{encoder,decoder}/blocks/{attention,cross}/out/kernel", (1, 2)),
+    ("{encoder,decoder}/blocks/mlp/{up,gate,down,router}/kernel", (1, 1)),
+    ("{encoder,decoder}/blocks/mlp/experts/{up,gate,down}/kernel", (2, 1)),
+    ("{encoder,decoder}/input_projection/kernel", (0, 1)),
+    ("heads/**/kernel", (0, 1)),
+)
+"""(path pattern, (stacked axes: layers, then experts; axes of inputs behind them)) of every kernel."""
 
 
-def product(x: Array, kernel: Array, inputs: int) -> Array:
+def axes(path: str) -> tuple[int, int] | None:
+    """How many axes of the kernel at this path are stacked, and how many behind them inputs; None for no kernel."""
+    return next((found for pattern, found in KERNELS if tree.matches(pattern, path)), None)
+
+
+@struct.dataclass
+class Quantized:
+    """A frozen kernel in few bits, in the place of its array: whole numbers, and what one of them is worth.
+
+    The weights are made in the product, in x's dtype, and nowhere else; gradients flow through x alone.
+    """
+
+    values: Array
+    """int8 [*in, *out]."""
+    scale: Array
+    """float32 [G, *out]: a factor for each output of each of G runs of neighbours among the flattened inputs."""
+    packed: int | None = struct.field(pytree_node=False, default=None)
+    """The axis of `values`, counted from the end, along which each byte holds two neighbours of 4 bits, the first
+    in its low ones. Arrays of jax's int4 would do, but XLA's CPU compiler unpacks a whole stack of them at once."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The kernel's."""
+        sizes = list(self.values.shape)
+        if self.packed is not None:
+            sizes[self.packed] *= 2
+        return tuple(sizes)
+
+    def dense(self, dtype: Any) -> Array:
+        """The kernel; stacks of kernels want a `jax.vmap` for each stacked axis."""
+        values = self.values
+        if self.packed is not None:
+            # Shifts of signed numbers carry the sign along. To put two arrays side by side takes many times as long.
+            axis = values.ndim + self.packed + 1
+            values = jnp.expand_dims(values, axis)
+            shifts = 4 - 4 * jax.lax.broadcasted_iota(
+                jnp.int8, (*values.shape[:axis], 2, *values.shape[axis + 1 :]), axis
+            )
+            values = values << shifts >> 4
+        groups, *out = self.scale.shape
+        runs = values.astype(jnp.float32).reshape(groups, -1, *out) * self.scale[:, None]
+        return runs.reshape(self.shape).astype(dtype)
+
+
+Kernel = Array | Quantized
+
+
+def product(x: Array, kernel: Kernel, inputs: int) -> Array:
     """Product of x [..., *in] and kernel [*in, *out], over their `inputs` shared axes, in x's dtype.
 
     Its gradient is written out for the order of the product that gives the kernel's: the inputs come first, as
@@ -25,25 +84,31 @@ def product(x: Array, kernel: Array, inputs: int) -> Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _product(x: Array, kernel: Array, inputs: int) -> Array:
-    axes = tuple(range(x.ndim - inputs, x.ndim)), tuple(range(inputs))
-    return jax.lax.dot_general(x, kernel.astype(x.dtype), (axes, ((), ())))
+def _product(x: Array, kernel: Kernel, inputs: int) -> Array:
+    shared = tuple(range(x.ndim - inputs, x.ndim)), tuple(range(inputs))
+    return jax.lax.dot_general(x, _dense(kernel, x.dtype), (shared, ((), ())))
 
 
-def _product_forward(x: Array, kernel: Array, inputs: int) -> tuple[Array, tuple[Array, Array]]:
+def _product_forward(x: Array, kernel: Kernel, inputs: int) -> tuple[Array, tuple[Array, Kernel]]:
     return _product(x, kernel, inputs), (x, kernel)
 
 
-def _product_backward(inputs: int, kept: tuple[Array, Array], ct: Array) -> tuple[Array, Array]:
+def _product_backward(inputs: int, kept: tuple[Array, Kernel], ct: Array) -> tuple[Array, Array | None]:
     x, kernel = kept
     rows = tuple(range(x.ndim - inputs))
-    axes = tuple(range(len(rows), ct.ndim)), tuple(range(inputs, kernel.ndim))
-    d_x = jax.lax.dot_general(ct, kernel.astype(ct.dtype), (axes, ((), ())))
+    shared = tuple(range(len(rows), ct.ndim)), tuple(range(inputs, len(kernel.shape)))
+    d_x = jax.lax.dot_general(ct, _dense(kernel, ct.dtype), (shared, ((), ())))
+    if isinstance(kernel, Quantized):
+        return d_x, None
     d_kernel = jax.lax.dot_general(x, ct, ((rows, rows), ((), ())))
     return d_x, d_kernel.astype(kernel.dtype)
 
 
 _product.defvjp(_product_forward, _product_backward)
+
+
+def _dense(kernel: Kernel, dtype: Any) -> Array:
+    return kernel.dense(dtype) if isinstance(kernel, Quantized) else kernel.astype(dtype)
 
 
 def adapted(x: Array, adapter: dict[str, Array], inputs: int, outputs: tuple[int, ...]) -> Array:
@@ -56,7 +121,8 @@ def adapted(x: Array, adapter: dict[str, Array], inputs: int, outputs: tuple[int
 class Linear(nn.Module):
     """A projection of the last axes of x, with a bias where wanted.
 
-    Where the collection "lora" holds this path, the adapter's term is added; without it this is the base.
+    Where the collection "lora" holds this path, the adapter's term is added; without it this is the base. Where
+    the adapter holds a rate "dropout", the term sees an x of which that share is dropped, as long as others drop.
     """
 
     inputs: tuple[int, ...]
@@ -67,14 +133,29 @@ class Linear(nn.Module):
     def __call__(self, x: Array) -> Array:
         """[..., *inputs] -> [..., *outputs], in x's dtype."""
         n = len(self.inputs)
-        std = math.prod(self.inputs) ** -0.5
-        y = product(x, self.param("kernel", nn.initializers.normal(std), (*self.inputs, *self.outputs)), n)
+        y = product(x, _kernel(self, math.prod(self.inputs) ** -0.5, (*self.inputs, *self.outputs)), n)
         if self.has_variable("lora", "a"):
-            y += adapted(x, self.variables["lora"], n, self.outputs)
+            adapter = self.variables["lora"]
+            if "dropout" in adapter and self.has_rng("dropout"):
+                x = _dropped(x, adapter["dropout"], self.make_rng("dropout"))
+            y += adapted(x, adapter, n, self.outputs)
         if self.bias:
             bias = self.param("bias", nn.initializers.zeros, self.outputs)
             y += jnp.broadcast_to(bias.astype(y.dtype), y.shape)
         return y
+
+
+def _dropped(x: Array, rate: Array, key: Array) -> Array:
+    kept = 1 - rate
+    return jnp.where(jax.random.bernoulli(key, kept, x.shape), x / kept.astype(x.dtype), 0)
+
+
+def _kernel(module: nn.Module, std: float, shape: tuple[int, ...]) -> Kernel:
+    """The module's kernel; flax would compare the bytes of a quantized one with its shape."""
+    held: Any = module.get_variable("params", "kernel")
+    if isinstance(held, Quantized):
+        return held
+    return module.param("kernel", nn.initializers.normal(std), shape)
 
 
 class GroupedLinear(nn.Module):
@@ -87,9 +168,29 @@ class GroupedLinear(nn.Module):
     @nn.compact
     def __call__(self, x: Array, sizes: Array) -> Array:
         """[M, in] -> [M, out], in x's dtype; the first sizes[0] rows are of group 0, the next sizes[1] of 1, ..."""
-        shape = (self.groups, self.inputs, self.outputs)
-        kernel = self.param("kernel", nn.initializers.normal(self.inputs**-0.5), shape)
+        kernel = _kernel(self, self.inputs**-0.5, (self.groups, self.inputs, self.outputs))
+        if isinstance(kernel, Quantized):
+            return _grouped(x, kernel, sizes)
         return jax.lax.ragged_dot(x, kernel.astype(x.dtype), sizes)
+
+
+@jax.custom_vjp
+def _grouped(x: Array, kernel: Quantized, sizes: Array) -> Array:
+    """The products of `GroupedLinear` with quantized kernels, of which none is kept for the gradient."""
+    return jax.lax.ragged_dot(x, jax.vmap(lambda one: one.dense(x.dtype))(kernel), sizes)
+
+
+def _grouped_forward(x: Array, kernel: Quantized, sizes: Array) -> tuple[Array, tuple[Quantized, Array]]:
+    return _grouped(x, kernel, sizes), (kernel, sizes)
+
+
+def _grouped_backward(kept: tuple[Quantized, Array], ct: Array) -> tuple[Array, None, None]:
+    kernel, sizes = kept
+    turned = jax.vmap(lambda one: one.dense(ct.dtype).T)(kernel)
+    return jax.lax.ragged_dot(ct, turned, sizes), None, None
+
+
+_grouped.defvjp(_grouped_forward, _grouped_backward)
 
 
 class Embed(nn.Module):
@@ -126,9 +227,9 @@ class Unembed:
     def __call__(self, hidden: Array) -> Array:
         """[..., D] -> float32 logits [..., V]; the product itself is in the dtype of `hidden`."""
         x = hidden if self.scale == 1.0 else hidden * self.scale
-        axes = (x.ndim - 1,), (1 if self.tied else 0,)
+        shared = (x.ndim - 1,), (1 if self.tied else 0,)
         logits = jax.lax.dot_general(
-            x, self.kernel.astype(x.dtype), (axes, ((), ())), preferred_element_type=jnp.float32
+            x, self.kernel.astype(x.dtype), (shared, ((), ())), preferred_element_type=jnp.float32
         )
         if self.adapter is not None:
             logits += adapted(x, self.adapter, 1, logits.shape[-1:]).astype(jnp.float32)

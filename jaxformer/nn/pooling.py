@@ -1,7 +1,7 @@
 """One vector of a text out of those of its tokens. B batch, T length, D width."""
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from jaxformer.config import Sentences
 
@@ -22,4 +22,5 @@ def pool(hidden: Array, mask: Array, sentences: Sentences) -> Array:
     x_BD = jnp.where(mask.any(1, keepdims=True), x_BD, 0)
     if not sentences.normalize:
         return x_BD
-    return x_BD / jnp.maximum(jnp.linalg.norm(x_BD, axis=1, keepdims=True), 1e-12)
+    # The root of what is never 0: at a row of zeros the norm itself has no gradient.
+    return x_BD * lax.rsqrt(jnp.maximum(jnp.square(x_BD).sum(1, keepdims=True), 1e-24))

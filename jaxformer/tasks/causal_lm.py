@@ -1,16 +1,20 @@
 """Predict each token from those before it, within its document. B batch, T length."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 from jax import Array
 
-from jaxformer import tree
-from jaxformer.losses import Metrics, cross_entropy
+from jaxformer.config import ModelConfig
+from jaxformer.losses import Metrics
 from jaxformer.nn.model import Model
+from jaxformer.tasks.common import means, needs, run, too_long, variables, vocabulary_loss
+from jaxformer.text.prepare import Example, Store
+from jaxformer.text.records import Document
+from jaxformer.text.rows import Rows, StreamRows
 from jaxformer.text.tokenizer import Tokenizer
 from jaxformer.train.step import LossFn
 
@@ -24,45 +28,53 @@ class CausalLM:
     z_loss: float = 0.0
     """Factor on the squared log-partition of the logits."""
 
+    columns: ClassVar[tuple[str, ...]] = ()
     head: ClassVar[None] = None
-    """The kind of head that the model needs beside that of its vocabulary."""
+    specials: ClassVar[tuple[str, ...]] = ()
 
-    def examples(self, tokens: Sequence[int] | np.ndarray, tokenizer: Tokenizer | None) -> dict[str, np.ndarray]:
+    def problems(self, model: ModelConfig, length: int) -> list[str]:
+        """It needs a decoder alone, with positions for a row."""
+        return needs(model, encoder=False, decoder=True) + too_long(model, decoder=length)
+
+    def fields(self, vocab: int) -> dict[str, int]:
+        """Tokens."""
+        return {"tokens": vocab}
+
+    def examples(self, document: Document, tokenizer: Tokenizer | None) -> Iterable[Example]:
         """A document's tokens between the tokenizer's beginning and end marks, where there are such."""
-        marks = (None, None) if tokenizer is None else (tokenizer.bos, tokenizer.eos)
-        first, last = ([] if mark is None else [mark] for mark in marks)
-        return {"tokens": np.concatenate([first, tokens, last]).astype(np.int32)}
+        yield {"tokens": marked(document, tokenizer)}
+
+    def rows(
+        self, store: Store, tokenizer: Tokenizer | None, length: int, seed: int | None, stride: int | None = None
+    ) -> Rows:
+        """Documents on end. With a stride, for evaluation, a row scores so many new tokens: the rest is context."""
+        return StreamRows(store, length, seed, stride)
 
     def loss(self, model: Model, *, train: bool) -> LossFn:
         """loss_fn(params, frozen, batch, key); dropout acts where `train`.
 
-        batch: tokens, segments, positions int [B, T + 1], weights [B, T] of the targets tokens[:, 1:]. `frozen`
-        may hold "params" that are not trained, and other collections such as "lora".
+        batch: tokens, segments, positions int [B, T + 1], weights [B, T] of the targets tokens[:, 1:].
         """
 
         def loss_fn(params: Any, frozen: Any, batch: Mapping[str, Array], key: Array) -> tuple[Array, Metrics]:
-            fixed = dict(frozen or {})
-            variables = fixed | {"params": tree.merge(params, fixed.get("params", {}))}
-            out = model.apply(
-                variables,
-                batch["tokens"][:, :-1],
-                segments=batch["segments"][:, :-1],
-                positions=batch["positions"][:, :-1],
-                logits=False,
-                deterministic=not train,
-                rngs={"dropout": key} if train else None,
-            )
-            unembed = model.apply(variables, method="unembedding")
-            targets, weights = batch["tokens"][:, 1:], batch["weights"]
-            smooth = {"label_smoothing": self.label_smoothing, "z_loss": self.z_loss} if train else {}
-            return cross_entropy(out.hidden, unembed, targets, weights, **smooth)  # type: ignore[union-attr, arg-type]
+            held = variables(params, frozen)
+            given = {name: batch[name][:, :-1] for name in ("tokens", "segments", "positions")}
+            out = run(model, held, key, train, **given)
+            targets, smooth = batch["tokens"][:, 1:], {"label_smoothing": self.label_smoothing, "z_loss": self.z_loss}
+            return vocabulary_loss(model, held, out, targets, batch["weights"], train, **smooth)
 
         return loss_fn
 
     def metrics(self, sums: Mapping[str, tuple[float, float]], size: int) -> dict[str, float]:
-        """What an evaluation reports: the mean loss in nats a token, accuracy, and bits per byte of the text.
-
-        `sums` are those of the whole evaluation set, whose text has `size` bytes in UTF-8 (0: not known).
-        """
-        values = {name: total / weight for name, (total, weight) in sums.items()}
+        """The mean loss in nats a token, its perplexity, accuracy, and bits per byte of the text."""
+        values = means(sums)
+        values["perplexity"] = math.exp(min(values["loss"], 700.0))
         return values | ({"bits_per_byte": sums["loss"][0] / math.log(2) / size} if size else {})
+
+
+def marked(document: Document, tokenizer: Tokenizer | None) -> np.ndarray:
+    """A document's tokens int32 [length]: its text between the tokenizer's bos and eos, or its ready-made tokens."""
+    if document.text is None or tokenizer is None:
+        return np.asarray(document.tokens, np.int32)
+    ids = [tokenizer.bos, *tokenizer.encode(document.text), tokenizer.eos]
+    return np.array([id for id in ids if id is not None], np.int32)

@@ -1,30 +1,35 @@
-"""Documents: from globs, folders, the standard library, ready-made token arrays, or strings in memory.
+"""Documents: from files of many kinds, the standard library, ready-made token arrays, or any iterable in memory.
 
 A corpus is read twice: once to check everything and to choose what is held out, then each time it is used.
 """
 
 import glob
-import gzip
 import hashlib
-import io
-import json
 import math
+import os
+import pickle
 import sysconfig
-import tokenize
-import zlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+import tempfile
+import weakref
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, Literal
 
 import numpy as np
 
+from jaxformer.text import mixture
+from jaxformer.text.files import read_json
+from jaxformer.text.mixture import Part
+from jaxformer.text.readers import read_file, table
+from jaxformer.text.records import Bad, Document, Problems, make
+
 STDLIB = "stdlib"
 STDLIB_WITHOUT = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
-SUFFIXES = (".txt", ".py", ".md", ".jsonl", ".npy", ".bin")  # what is taken from a folder
-LISTED = 20  # problems told at once
-UNREADABLE = (OSError, EOFError, ValueError, SyntaxError, zlib.error)
+TABLES = (".jsonl", ".csv", ".tsv", ".parquet")  # what is taken from a folder for records
+SUFFIXES = (".txt", ".py", ".md", ".npy", ".bin", *TABLES)
 
 
 @dataclass(frozen=True)
@@ -32,128 +37,163 @@ class DataConfig:
     """Which documents to learn from."""
 
     files: tuple[str, ...] = (STDLIB,)
-    """Files, globs or folders (.txt .py .md .jsonl, also as .gz; token arrays .npy, or .bin of uint16).
+    """Files, globs or folders: texts .txt .py .md, and rows of .jsonl .csv .tsv, all also as .gz; rows of .parquet;
+    token arrays .npy, or .bin of uint16; or a folder that save_to_disk of the package datasets wrote.
     "stdlib" is the Python standard library of this interpreter, without its tests."""
     exclude: tuple[str, ...] = ()
     """Patterns of paths to leave out, such as "*/drafts/*"."""
     text_field: str = "text"
-    """Where a line of .jsonl has its text."""
+    """Where a row has its text, for tasks that read plain text."""
+    on_error: Literal["raise", "skip"] = "raise"
+    """What to do about rows and files that cannot be used: list them and stop, or count them and go on."""
     held_out: int = 20
     """One document in this many is held out for evaluation; 0: none."""
+    held_out_files: tuple[str, ...] = ()
+    """Files held out instead; then all of `files` are for training."""
+    mixture: tuple[Part, ...] = ()
+    """Corpora to mix, in place of `files`."""
+    temperature: float = 1.0
+    """Of a mixture by size: 1 is in proportion to the examples of each part, the higher the more equal."""
+    limit: int | None = None
+    """Of a mixture by size: a part counts as no larger than this many examples."""
 
 
-@dataclass(frozen=True)
-class Document:
-    """One document: its text, or its tokens [length] where the source is a token array."""
-
-    source: str
-    text: str | None = None
-    tokens: np.ndarray | None = None
-
-    @property
-    def size(self) -> int:
-        """UTF-8 bytes of the text; 0 for ready-made tokens, whose text is not known."""
-        return 0 if self.text is None else len(self.text.encode())
-
-    @property
-    def digest(self) -> bytes:
-        """Hash of the content alone: a renamed or repeated document stays on its side of the split."""
-        if self.text is not None:
-            return hashlib.blake2b(self.text.encode(), digest_size=16).digest()
-        tokens = np.ascontiguousarray(self.tokens)
-        return hashlib.blake2b(tokens.data, digest_size=16, person=tokens.dtype.str.encode()).digest()
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Documents:
     """Documents in a fixed order. All were read once and found good; each iteration reads them anew."""
 
     read: Callable[[], Iterable[Document]]  # every document of the source
-    digests: tuple[bytes, ...]  # of every document of the source
-    sizes: tuple[int, ...]
-    chosen: tuple[int, ...]  # which of them these are, ascending
-    skipped: tuple[str, ...] = ()  # files of the standard library that could not be decoded
+    digests: np.ndarray  # of every document of the source, uint8 [documents, 16]
+    sizes: np.ndarray  # int64 [documents]
+    chosen: np.ndarray  # which of them these are, ascending
+    skipped: Problems = field(default_factory=Problems)
+    """What could not be used: by `on_error`, or of the standard library. `count` of them, and the `first`."""
 
     def __len__(self) -> int:
         return len(self.chosen)
 
     def __iter__(self) -> Iterator[Document]:
-        chosen = set(self.chosen)
+        wanted = np.zeros(len(self.digests), bool)
+        wanted[self.chosen] = True
+        count = 0
         for i, document in enumerate(self.read()):
-            if i in chosen:
-                if document.digest != self.digests[i]:
-                    raise ValueError(f"{document.source}: changed while it was in use; start again")
+            count = i + 1
+            if count > len(wanted) or (wanted[i] and document.digest != self.digests[i].tobytes()):
+                raise ValueError(f"{document.source}: changed while it was in use; start again")
+            if wanted[i]:
                 yield document
+        if count < len(wanted):
+            raise ValueError(
+                f"the data changed while it was in use: {len(wanted)} documents, now {count}; start again"
+            )
 
     @property
     def size(self) -> int:
         """UTF-8 bytes of all texts."""
-        return sum(self.sizes[i] for i in self.chosen)
+        return int(self.sizes[self.chosen].sum())
 
     @property
     def fingerprint(self) -> str:
         """Changes when any document or their order changes; a path is no part of it."""
-        return hashlib.sha256(b"".join(self.digests[i] for i in self.chosen)).hexdigest()
+        return hashlib.sha256(self.digests[self.chosen].tobytes()).hexdigest()
+
+    def after(self, count: int) -> "Documents":
+        """These documents without the first `count`."""
+        return replace(self, chosen=self.chosen[count:])
 
     def sample(self, size: int) -> "Documents":
         """Some of the documents, chosen by content, with at least `size` bytes where there are so many."""
-        taken, chosen = 0, []
-        for i in sorted(self.chosen, key=lambda i: self.digests[i][::-1]):
-            if taken >= size:
-                break
-            taken += self.sizes[i]
-            chosen.append(i)
-        return replace(self, chosen=tuple(sorted(chosen)))
+        order = self.chosen[np.argsort(keys(self.digests[self.chosen, ::-1]), kind="stable")]
+        before = np.cumsum(self.sizes[order]) - self.sizes[order]
+        return replace(self, chosen=np.sort(order[before < size]))
 
 
-class Problems:
-    """Collects what is wrong, to say it once."""
+class Spool:
+    """What an iterator gives, which can be asked once only: kept in a temporary file, and read from there."""
 
-    def __init__(self) -> None:
-        self.first: list[str] = []
-        self.count = 0
+    def __init__(self, values: Iterator[Any]) -> None:
+        handle, name = tempfile.mkstemp(prefix="jaxformer-")
+        self.path = Path(name)
+        weakref.finalize(self, self.path.unlink, missing_ok=True)
+        with os.fdopen(handle, "wb") as file:
+            for value in values:
+                pickle.dump(value, file, pickle.HIGHEST_PROTOCOL)
 
-    def add(self, where: object, what: object) -> None:
-        """Notes that something is wrong at a place."""
-        self.count += 1
-        if self.count <= LISTED:
-            self.first.append(f"{where}: {what}")
-
-    def check(self) -> None:
-        """Raises ValueError if anything was noted."""
-        if self.count:
-            more = [f"... and {self.count - LISTED} more"] if self.count > LISTED else []
-            raise ValueError("the data can not be used:\n  " + "\n  ".join(self.first + more))
+    def __iter__(self) -> Iterator[Any]:
+        with self.path.open("rb") as file:
+            while file.peek(1):
+                yield pickle.load(file)
 
 
-def open_documents(data: DataConfig | Iterable[str | np.ndarray]) -> Documents:
-    """All documents that `data` names, or the given strings (or token arrays) themselves.
+def open_documents(
+    data: DataConfig | Iterable[str | np.ndarray | Mapping[str, Any]],
+    columns: Sequence[str] = (),
+    config: DataConfig | None = None,
+) -> Documents:
+    """All documents that `data` names, or that it holds: strings, token arrays or mappings, such as a data set of
+    the package datasets. An iterable is read anew each time; what an iterator gives is kept in a temporary file.
 
-    Raises FileNotFoundError for patterns that match no file, and one ValueError that lists all bad lines and
-    files. Empty documents are left out.
+    With `columns`, each document is a record with exactly these, of a row or mapping; without, its text field is a
+    text. `config` says what is in memory's text_field and on_error. Empty texts are left out.
+
+    Raises FileNotFoundError for patterns that match no file, and one ValueError that lists all bad rows and files.
     """
     if isinstance(data, DataConfig):
-        config, paths = data, find_files(data)
-
-        def read(problems: Problems, skipped: list[str]) -> Iterator[Document]:
-            for path, is_stdlib in paths:
-                try:
-                    yield from read_file(path, config.text_field, problems)
-                except UNREADABLE as error:
-                    if is_stdlib:
-                        skipped.append(str(path))
-                    else:
-                        problems.add(path, error)
+        if data.mixture:
+            raise ValueError("data.mixture: expected a single corpus; its parts are opened by open_corpora")
+        config, paths = data, find_files(data, columns)
+        used = columns or (config.text_field,)
+        rows = lambda: ((*row, is_stdlib) for path, is_stdlib in paths for row in read_file(path, used))
     else:
-        if isinstance(data, str):
-            raise TypeError(f"expected a DataConfig or a list of strings, found one string {data[:40]!r}")
-        values = list(data)
+        if isinstance(data, str | Mapping):
+            found = f"one string {data[:40]!r}" if isinstance(data, str) else f"a mapping of {sorted(map(str, data))}"
+            raise TypeError(f"expected a DataConfig or a list of documents, found {found}")
+        config, values = config or DataConfig(), Spool(data) if isinstance(data, Iterator) else data
+        rows = lambda: ((f"document {i}", value, False) for i, value in enumerate(values))
 
-        def read(problems: Problems, skipped: list[str]) -> Iterator[Document]:
-            for i, value in enumerate(values):
-                yield from made(f"document {i}", value, problems)
+    def read(bad: Problems, lost: Problems) -> Iterator[Document]:
+        for where, value, is_stdlib in rows():
+            try:
+                document = make(where, value, columns, config.text_field)
+            except Bad as error:
+                (lost if is_stdlib else bad).add(where, error)
+            else:
+                if document is not None:
+                    yield document
 
-    return scan(read)
+    return scan(read, config.on_error == "skip")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What is trained on and what is held out, of one part of a mixture or of all there is."""
+
+    name: str
+    """"" where there are no parts."""
+    training: Documents
+    held_out: Documents
+
+
+def open_corpora(
+    data: Iterable[str | np.ndarray | Mapping[str, Any]] | None, config: DataConfig, columns: Sequence[str] = ()
+) -> list[Corpus]:
+    """Every part of the config's mixture, or the documents that are given in memory, each split in two.
+
+    Raises as open_documents, and for a mixture that cannot be, before anything is read.
+    """
+    if found := mixture.problems(config.mixture, config.temperature, config.limit):
+        raise ValueError("data.mixture:\n" + "\n".join(f"  - {line}" for line in found))
+    if data is not None:
+        return [Corpus("", *split(open_documents(data, columns, config), config.held_out))]
+    parts = config.mixture or (Part("", config.files, held_out_files=config.held_out_files),)
+    return [_corpus(part, replace(config, mixture=()), columns) for part in parts]
+
+
+def _corpus(part: Part, config: DataConfig, columns: Sequence[str]) -> Corpus:
+    training = open_documents(replace(config, files=part.files), columns)
+    if not part.held_out_files:
+        return Corpus(part.name, *split(training, config.held_out))
+    return Corpus(part.name, training, open_documents(replace(config, files=part.held_out_files), columns))
 
 
 def split(documents: Documents, held_out: int) -> tuple[Documents, Documents]:
@@ -164,20 +204,27 @@ def split(documents: Documents, held_out: int) -> tuple[Documents, Documents]:
     """
     if held_out < 0 or held_out == 1:
         raise ValueError(f"data.held_out is one document in so many: 0 or at least 2, found {held_out}")
+    chosen = documents.chosen
     if held_out == 0:
-        return documents, replace(documents, chosen=())
-    digests = sorted({documents.digests[i] for i in documents.chosen})
-    if len(digests) == 1:
+        return documents, replace(documents, chosen=chosen[:0])
+    contents = keys(documents.digests[chosen])
+    unique = np.unique(contents)
+    if len(unique) == 1:
         head, tail = cut(next(iter(documents)), held_out)
         return open_documents([head] * len(documents)), open_documents([tail])
-    held = set(digests[: math.ceil(len(digests) / held_out)])
-    inside = tuple(i for i in documents.chosen if documents.digests[i] in held)
-    outside = tuple(i for i in documents.chosen if documents.digests[i] not in held)
-    return replace(documents, chosen=outside), replace(documents, chosen=inside)
+    held = contents <= unique[math.ceil(len(unique) / held_out) - 1]
+    return replace(documents, chosen=chosen[~held]), replace(documents, chosen=chosen[held])
+
+
+def keys(digests: np.ndarray) -> np.ndarray:
+    """Digests uint8 [documents, 16] as values that can be compared [documents]."""
+    return np.ascontiguousarray(digests).view("S16").ravel()
 
 
 def cut(document: Document, held_out: int) -> tuple[str, str] | tuple[np.ndarray, np.ndarray]:
     """The document in two: the last of `held_out` parts goes to the second, from the start of a line."""
+    if document.record:
+        raise ValueError("data.held_out: a single record cannot be cut in two: hold out 0, or bring more")
     if document.text is None:
         assert document.tokens is not None
         at = len(document.tokens) - max(1, len(document.tokens) // held_out)
@@ -187,45 +234,40 @@ def cut(document: Document, held_out: int) -> tuple[str, str] | tuple[np.ndarray
     return document.text[:at], document.text[at:]
 
 
-def scan(read: Callable[[Problems, list[str]], Iterator[Document]]) -> Documents:
+def scan(read: Callable[[Problems, Problems], Iterator[Document]], skip: bool) -> Documents:
     """Reads everything once: checks it, and notes digest and size of each document."""
-    problems, skipped = Problems(), list[str]()
-    digests, sizes, kinds = [], [], set()
-    for document in read(problems, skipped):
-        digests.append(document.digest)
+    skipped = Problems()
+    bad = skipped if skip else Problems()
+    digests, sizes, kinds = bytearray(), array("q"), set()
+    for document in read(bad, skipped):
+        digests += document.digest
         sizes.append(document.size)
-        kinds.add("text" if document.tokens is None else "tokens")
+        kinds.add(document.tokens is None)
     if len(kinds) > 1:
-        problems.add("data.files", "expected either texts or token arrays, found both")
-    problems.check()
-    if not digests:
-        raise ValueError("the data holds no text: every document is empty")
-    everything = tuple(range(len(digests)))
-    return Documents(lambda: read(Problems(), []), tuple(digests), tuple(sizes), everything, tuple(skipped))
+        bad.add("data.files", "expected either texts or token arrays, found both")
+    if bad.count and (not skip or len(kinds) > 1):
+        raise ValueError(f"the data cannot be used:\n{bad}")
+    if not sizes:
+        raise ValueError(f"the data holds no text: every document is empty, or bad\n{skipped}".rstrip())
+    everything = np.arange(len(sizes))
+    found = np.frombuffer(digests, np.uint8).reshape(-1, 16), np.frombuffer(sizes, np.int64)
+    return Documents(lambda: read(Problems(), Problems()), *found, everything, skipped)
 
 
-def find_files(config: DataConfig) -> list[tuple[Path, bool]]:
+def find_files(config: DataConfig, columns: Sequence[str] = ()) -> list[tuple[Path, bool]]:
     """(path, whether of the standard library) of each file, once, in sorted order within each entry."""
     found: dict[Path, bool] = {}
     missing = []
     for entry in config.files:
-        pattern = Path(entry).expanduser()
-        if entry == STDLIB:
-            root = Path(sysconfig.get_paths()["stdlib"])
-            paths = [p for p in root.rglob("*.py") if not STDLIB_WITHOUT & {*p.relative_to(root).parts[:-1]}]
-            looked = f"no .py file under {root}"
-        elif pattern.is_dir():
-            paths = [p for p in pattern.rglob("*") if p.name.removesuffix(".gz").endswith(SUFFIXES)]
-            paths = [p for p in paths if not any(x.startswith(".") for x in p.relative_to(pattern).parts)]
-            looked = f"a folder without a file that ends in {' '.join(SUFFIXES)} (or .gz)"
-        else:
-            matches = [pattern] if pattern.is_file() else glob.glob(str(pattern), recursive=True)
-            paths = [Path(match) for match in matches]
-            looked = f"no such file (looked from {Path.cwd()})"
+        paths, looked = matches(entry, TABLES if columns else SUFFIXES)
         kept = [p for p in paths if not any(fnmatch(p.as_posix(), pattern) for pattern in config.exclude)]
         kept = [p for p in kept if p.is_file()]
+        plain = [p for p in kept if columns and table(p) is None]
         if not kept:
             missing.append(f"{entry!r}: {'data.exclude leaves out all of it' if paths else looked}")
+        if plain:
+            rows = f"rows ({' '.join(TABLES)}) with {', '.join(columns)}"
+            missing.append(f"{entry!r}: expected {rows}, found {plain[0]}")
         for path in sorted(kept, key=Path.as_posix):
             found.setdefault(path, entry == STDLIB)
     if missing or not found:
@@ -234,62 +276,22 @@ def find_files(config: DataConfig) -> list[tuple[Path, bool]]:
     return list(found.items())
 
 
-def read_file(path: Path, text_field: str, problems: Problems) -> Iterator[Document]:
-    """The documents of one file: one for each line of .jsonl, else the whole file."""
-    name = path.name.removesuffix(".gz")
-    if name.endswith(".npy"):
-        yield from made(str(path), np.load(path, mmap_mode="r", allow_pickle=False), problems)
-    elif name.endswith(".bin"):
-        if path.stat().st_size:
-            yield from made(str(path), np.memmap(path, "<u2", mode="r"), problems)
-    elif name.endswith(".jsonl"):
-        lines: gzip.GzipFile | BinaryIO = gzip.GzipFile(path) if path.suffix == ".gz" else path.open("rb")
-        with lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield from read_line(f"{path}:{number}", line, text_field, problems)
-    else:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        encoding = "utf-8-sig"
-        if name.endswith(".py"):  # PEP 263
-            encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
-        try:
-            text = data.decode(encoding)
-        except UnicodeDecodeError as error:
-            number = data.count(b"\n", 0, error.start) + 1
-            raise ValueError(f"line {number}: expected {encoding} text, found {error.reason}") from None
-        yield from made(str(path), text, problems)
-
-
-def read_line(where: str, line: bytes, text_field: str, problems: Problems) -> Iterator[Document]:
-    """The document in one line of .jsonl."""
-    try:
-        value = json.loads(line)
-    except ValueError as error:
-        problems.add(where, f"expected a JSON object, found {line[:40]!r} ({error})")
-        return
-    if not isinstance(value, dict):
-        problems.add(where, f"expected a JSON object with {text_field!r}, found {type(value).__name__}")
-    elif not isinstance(value.get(text_field), str):
-        found = type(value[text_field]).__name__ if text_field in value else f"the fields {sorted(value)}"
-        problems.add(where, f"expected a string in field {text_field!r}, found {found}")
-    else:
-        yield from made(where, value[text_field], problems)
-
-
-def made(source: str, value: object, problems: Problems) -> Iterator[Document]:
-    """The document that holds `value`, unless it is empty or bad."""
-    if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            problems.add(source, f"expected Unicode text, found a lone surrogate at character {error.start}")
-            return
-        if value:
-            yield Document(source, text=value)
-    elif not isinstance(value, np.ndarray):
-        problems.add(source, f"expected a string or a token array, found {type(value).__name__}")
-    elif value.ndim != 1 or value.dtype.kind not in "iu":
-        problems.add(source, f"expected integers [length], found {value.dtype} {list(value.shape)}")
-    elif value.size:
-        yield Document(source, tokens=value)
+def matches(entry: str, suffixes: tuple[str, ...]) -> tuple[list[Path], str]:
+    """The paths that an entry means; and what was looked for, where there are none."""
+    pattern = Path(entry).expanduser()
+    if entry == STDLIB:
+        root = Path(sysconfig.get_paths()["stdlib"])
+        paths = [p for p in root.rglob("*.py") if not STDLIB_WITHOUT & {*p.relative_to(root).parts[:-1]}]
+        return paths, f"no .py file under {root}"
+    if (pattern / "dataset_dict.json").is_file():
+        splits = sorted(str(path.parent) for path in pattern.glob("*/state.json"))
+        return [], f"several data sets: name one of them, {' or '.join(splits)}"
+    state = read_json(pattern / "state.json")
+    if "_data_files" in state:  # a saved data set: beside its files lie those that `datasets` keeps for itself
+        return [pattern / file["filename"] for file in state["_data_files"]], "an empty data set"
+    if pattern.is_dir():
+        paths = [p for p in pattern.rglob("*") if p.name.removesuffix(".gz").endswith(suffixes)]
+        paths = [p for p in paths if not any(x.startswith(".") for x in p.relative_to(pattern).parts)]
+        return paths, f"a folder without a file that ends in {' '.join(suffixes)} (or .gz)"
+    found = [pattern] if pattern.is_file() else glob.glob(str(pattern), recursive=True)
+    return [Path(path) for path in found], f"no such file (looked from {Path.cwd()})"

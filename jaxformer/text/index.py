@@ -1,99 +1,71 @@
-"""Batch n from n: a pure function of (store, settings, n), the same for any number of hosts and workers."""
+"""Batch n from n: a pure function of (rows, n), the same for any number of hosts and workers."""
 
 import itertools
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
 
-from jaxformer.text.pack import Packing
-from jaxformer.text.prepare import Store
+from jaxformer.text.rows import Row, Rows
 
 Batch = dict[str, np.ndarray]
 T = TypeVar("T")
 
 
 class Batches:
-    """Endless batches of packed rows for training, shuffled anew in each epoch.
+    """Endless batches of rows for training: batch n holds rows n * batch_size and on, stacked."""
 
-    Batch n: int32 "tokens", "segments", "positions" [batch, length + 1], float32 "weights" [batch, length].
-    Segments number the documents of a row from 1 (0 is padding), positions count from 0 in each segment, and
-    weights[:, t] is 1 where tokens[:, t + 1] is to be predicted: where it continues the document of token t.
-    """
+    def __init__(self, rows: Rows, batch_size: int) -> None:
+        self.rows, self.batch_size = rows, batch_size
 
-    def __init__(self, store: Store, batch_size: int, length: int, seed: int = 0) -> None:
-        self.store, self.batch_size = store, batch_size
-        self.packing = Packing(store.lengths["tokens"], length, seed)
-
-    def batch(self, n: int, rows: slice = slice(None)) -> Batch:
+    def batch(self, n: int, part: slice = slice(None)) -> Batch:
         """Batch n, or only those of its rows that a host needs."""
-        numbers = range(n * self.batch_size, (n + 1) * self.batch_size)[rows]
-        return assemble(self.store, self.packing, numbers)
+        return stack([self.rows.row(i) for i in range(n * self.batch_size, (n + 1) * self.batch_size)[part]])
 
     def epoch_of(self, n: int) -> float:
-        """How often all documents were seen before batch n."""
-        return n * self.batch_size / self.packing.rows
+        """How often all rows were seen before batch n."""
+        return n * self.batch_size / self.rows.count
 
     def state(self, n: int) -> dict[str, Any]:
         """What a checkpoint keeps: the next batch is n, of this data."""
-        return {"n": n, "fingerprint": self.store.fingerprint}
+        return {"n": n, "fingerprint": self.rows.fingerprint}
 
     def check(self, state: dict[str, Any]) -> int:
         """The n of a `state`. Raises ValueError where it was made with other data."""
-        if state["fingerprint"] != self.store.fingerprint:
+        if state["fingerprint"] != self.rows.fingerprint:
             raise ValueError(
                 f"the data changed: the checkpoint was trained on {state['fingerprint'][:16]}, now it is "
-                f"{self.store.fingerprint[:16]}. Bring back the same files and tokenizer, or start anew"
+                f"{self.rows.fingerprint[:16]}. Bring back the same files and tokenizer, or start anew"
             )
         return state["n"]
 
 
 class EvaluationBatches:
-    """All tokens once, in order: the weights add up to tokens - documents; weight 0 fills the last batch.
+    """All rows of an epoch once; rows of zeros, whose weights are 0, fill the last batch."""
 
-    With a `stride` < length, each target sees length - stride tokens before it at least, where its document
-    has them, at length / stride times the cost.
-    """
-
-    def __init__(self, store: Store, batch_size: int, length: int, stride: int | None = None) -> None:
-        self.store, self.batch_size = store, batch_size
-        self.packing = Packing(store.lengths["tokens"], length, seed=None, stride=stride)
+    def __init__(self, rows: Rows, batch_size: int) -> None:
+        self.rows, self.batch_size = rows, batch_size
 
     def __len__(self) -> int:
-        return -(-self.packing.rows // self.batch_size)
+        return -(-self.rows.count // self.batch_size)
 
-    def batch(self, n: int, rows: slice = slice(None)) -> Batch:
-        """Batch n of len(self), as of Batches; or only some of its rows."""
+    def batch(self, n: int, part: slice = slice(None)) -> Batch:
+        """Batch n of len(self), or only some of its rows."""
         if not 0 <= n < len(self):
             raise IndexError(f"batch {n} of {len(self)}")
-        numbers = range(n * self.batch_size, (n + 1) * self.batch_size)[rows]
-        return assemble(self.store, self.packing, numbers, end=self.packing.rows)
+        numbers = range(n * self.batch_size, (n + 1) * self.batch_size)[part]
+        blank = {name: np.zeros_like(values) for name, values in self.rows.row(0).items()}
+        return stack([self.rows.row(i) if i < self.rows.count else blank for i in numbers])
 
     def __iter__(self) -> Iterator[Batch]:
         return map(self.batch, range(len(self)))
 
 
-def assemble(store: Store, packing: Packing, rows: Sequence[int], end: int | None = None) -> Batch:
-    """The arrays of some rows; rows at or after `end` are padding."""
-    shape = (len(rows), packing.length + 1)
-    tokens, segments, positions = (np.zeros(shape, np.int32) for _ in range(3))
-    weights = np.zeros((len(rows), packing.length), np.float32)
-    for i, row in enumerate(rows):
-        if end is not None and row >= end:
-            continue
-        at = 0
-        for segment, piece in enumerate(packing.pieces(row), 1):
-            size = piece.stop - piece.start
-            place = slice(at, at + size)
-            tokens[i, place] = store.read("tokens", piece.document, piece.start, piece.stop)
-            segments[i, place] = segment
-            positions[i, place] = np.arange(size)
-            at += size
-        same = (segments[i, 1:] == segments[i, :-1]) & (segments[i, 1:] > 0)
-        weights[i] = same & (np.arange(packing.length) >= packing.fresh(row))
-    return {"tokens": tokens, "segments": segments, "positions": positions, "weights": weights}
+def stack(rows: list[Row]) -> Batch:
+    """Rows [B] of equal fields as one batch of arrays [B, ...]."""
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def prefetch(

@@ -129,6 +129,10 @@ class PieceTokenizer:
             raise IndexError(f"id {id} is not in this vocabulary of {self.vocab_size}")
         return self.names[int(id)]
 
+    def id(self, piece: str) -> int | None:
+        """The id that the vocabulary writes exactly so; None where there is none."""
+        return self.ids.get(piece)
+
     def fingerprint(self) -> str:
         """Equal for tokenizers that give equal ids."""
         pattern = self._pattern and self._pattern.pattern

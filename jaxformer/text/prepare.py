@@ -1,14 +1,16 @@
 """Documents to a token store: flat arrays on disk, made once, found again by content.
 
 An example is a dict of 1-D arrays of whole numbers, of equal or different lengths, such as {"tokens": ids}.
-A store folder holds meta.json and, for each shard, <field>.bin (all examples on end), <field>.lengths.npy
-and bytes.npy.
+A store folder holds meta.json and, for each shard, shard.json, <field>.bin (all examples on end),
+<field>.lengths.npy and bytes.npy. While it is made it is called .<name>.part: its shards are whole, and whoever
+makes the same store next goes on after them.
 """
 
+import contextlib
+import fcntl
 import json
 import os
 import shutil
-import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,9 +25,13 @@ from jaxformer.text.corpus import Document, Documents
 from jaxformer.text.files import read_json, write_json
 
 Example = dict[str, np.ndarray]
+Made = tuple[list[Example], int]
+"""The examples of a document, and its size."""
 VERSION = 1
 WINDOW = 1 << 22  # bytes of text that are tokenized at once
-SHARD = 1 << 26  # values of a shard
+SHARD = 1 << 26  # values of a shard, each array counted as OVERHEAD more
+OVERHEAD = 64  # about what an array costs until it is written
+LOCK = "lock"
 
 
 @dataclass(frozen=True)
@@ -100,20 +106,28 @@ def prepare(
     fields: what an example holds -> the number of values it may take (a vocabulary's size); values are kept
         as uint16 or uint32 accordingly.
     fingerprint: names what `examples` does (tokenizer, settings). With the fingerprint of the documents it
-        names the store; where `folder` has a store of that name, nothing is done. folder=None: in memory.
+        names the store; where `folder` has a store of that name, nothing is done, and where it has a part of one,
+        only the rest. folder=None: in memory.
     progress: called with (documents done, documents).
 
     Raises ValueError for a value that a field may not take, naming the document.
     """
     key = json.dumps([VERSION, documents.fingerprint, fingerprint, sorted(fields.items())])
     name = sha256(key.encode()).hexdigest()
-    rows = tokenized(documents, examples, fields, workers or os.cpu_count() or 1, progress)
+
+    def make(start: int) -> Iterator[list[Made]]:
+        """The documents of each shard from document `start` on."""
+        return parts(tokenized(documents, examples, fields, workers or os.cpu_count() or 1, progress, start))
+
     if folder is None:
-        written = [shard(part, fields) for part in parts(rows)]
+        written = [shard(part, fields) for part in make(0)] or [shard([], fields)]
         return Store([s for s, _ in written], np.concatenate([sizes for _, sizes in written]), name)
     target = Path(folder) / name[:16]
-    if not (target / "meta.json").is_file():
-        write_store(target, rows, fields, name)
+    while not (target / "meta.json").is_file():
+        part_folder = target.with_name(f".{target.name}.part")
+        with held(part_folder) as mine:
+            if mine:
+                write_store(part_folder, target, make, fields, name)
     return Store.open(target)
 
 
@@ -123,18 +137,18 @@ def tokenized(
     fields: Mapping[str, int],
     workers: int,
     progress: Callable[[int, int], None] | None,
-) -> Iterator[tuple[Example, int]]:
-    """(example, bytes of its document at its first example) in order. Threads: tokenizers free the GIL."""
+    start: int,
+) -> Iterator[Made]:
+    """What is made of each document from `start` on, in order. Threads: tokenizers free the GIL."""
 
-    def work(document: Document) -> list[tuple[Example, int]]:
-        made = [checked(example, fields, document) for example in examples(document)]
-        return [(example, 0 if i else document.size) for i, example in enumerate(made)]
+    def work(document: Document) -> Made:
+        return [checked(example, fields, document) for example in examples(document)], document.size
 
-    done = 0
+    done = start
     with ThreadPoolExecutor(workers) as pool:
-        for window in windows(documents):
-            for result in pool.map(work, window):
-                yield from result
+        for window in windows(documents.after(start)):
+            for made in pool.map(work, window):
+                yield made
                 done += 1
                 if progress is not None:
                     progress(done, len(documents))
@@ -175,70 +189,102 @@ def dtype_of(bound: int) -> np.dtype:
     return np.dtype("<u2" if bound <= 1 << 16 else "<u4")
 
 
-def parts(rows: Iterable[tuple[Example, int]]) -> Iterator[list[tuple[Example, int]]]:
-    """The rows of each shard; at least one shard."""
-    part, size = list[tuple[Example, int]](), 0
-    for row in rows:
-        part.append(row)
-        size += sum(len(values) for values in row[0].values())
+def parts(made: Iterable[Made]) -> Iterator[list[Made]]:
+    """The documents of each shard: whole ones, so that a shard ends where the next can begin."""
+    part, size = list[Made](), 0
+    for document in made:
+        part.append(document)
+        size += sum(len(values) + OVERHEAD for example in document[0] for values in example.values())
         if size >= SHARD:
             yield part
             part, size = [], 0
-    yield part
+    if part:
+        yield part
 
 
-def shard(part: list[tuple[Example, int]], fields: Mapping[str, int]) -> tuple[Shard, np.ndarray]:
-    """The rows as flat arrays, and the bytes [examples]."""
+def shard(part: list[Made], fields: Mapping[str, int]) -> tuple[Shard, np.ndarray]:
+    """The examples as flat arrays, and the bytes [examples]: those of a document at its first example."""
     values, starts = {}, {}
     for field, bound in fields.items():
-        arrays = [example[field] for example, _ in part]
+        arrays = [example[field] for examples, _ in part for example in examples]
         values[field] = np.concatenate([np.empty(0, dtype_of(bound)), *arrays])
         starts[field] = np.concatenate([[0], np.cumsum([len(a) for a in arrays], dtype=np.int64)])
-    return Shard(values, starts), np.array([size for _, size in part], np.int64)
+    sizes = [0 if i else size for examples, size in part for i in range(len(examples))]
+    return Shard(values, starts), np.array(sizes, np.int64)
 
 
-def write_store(target: Path, rows: Iterable[tuple[Example, int]], fields: Mapping[str, int], name: str) -> None:
-    """Writes beside `target` and renames, so that a store is there whole or not at all."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    remove_left_over(target)
-    part_folder = target.with_name(f".{target.name}.{socket.gethostname()}.{os.getpid()}.part")
-    part_folder.mkdir()
+def write_store(
+    folder: Path,
+    target: Path,
+    make: Callable[[int], Iterator[list[Made]]],
+    fields: Mapping[str, int],
+    name: str,
+) -> None:
+    """Writes the shards that `folder` lacks and renames it to `target`, so that a store is there whole or not at all.
+
+    Where it is stopped, or the disk is full, the whole shards stay for the next time. They go where `make` fails:
+    its documents or its code will change.
+    """
+    if (target / "meta.json").is_file():
+        return shutil.rmtree(folder)
+    names, done = list[str](), 0
+    while (place := folder / f"shard-{len(names):05d}").is_dir():
+        done += read_json(place / "shard.json")["documents"]
+        names.append(place.name)
     try:
-        names = []
-        for i, part in enumerate(parts(rows)):
-            names.append(f"shard-{i:05d}")
-            place = part_folder / names[-1]
-            place.mkdir()
-            written, sizes = shard(part, fields)
-            for field in fields:
-                written.values[field].tofile(place / f"{field}.bin")
-                np.save(place / f"{field}.lengths.npy", np.diff(written.starts[field]))
-            np.save(place / "bytes.npy", sizes)
-        kinds = {field: dtype_of(bound).str for field, bound in fields.items()}
-        meta = {"version": VERSION, "fingerprint": name, "fields": kinds, "shards": names}
-        write_json(part_folder / "meta.json", meta)
-        try:
-            os.rename(part_folder, target)
-        except OSError:
-            if not (target / "meta.json").is_file():  # else another process was faster, with the same content
-                raise
-    finally:
-        shutil.rmtree(part_folder, ignore_errors=True)
+        for part in make(done):
+            names.append(f"shard-{len(names):05d}")
+            write_shard(folder / names[-1], part, fields)
+    except (OSError, MemoryError):
+        raise
+    except Exception:
+        for place in folder.glob("shard-*"):
+            shutil.rmtree(place)
+        shutil.rmtree(folder, ignore_errors=True)  # the lock goes last: another process may come
+        raise
+    if not names:
+        names.append("shard-00000")
+        write_shard(folder / names[-1], [], fields)
+    kinds = {field: dtype_of(bound).str for field, bound in fields.items()}
+    write_json(folder / "meta.json", {"version": VERSION, "fingerprint": name, "fields": kinds, "shards": names})
+    folder.rename(target)
+    (target / LOCK).unlink()
 
 
-def remove_left_over(target: Path) -> None:
-    """Removes what processes of this machine left that were killed while they wrote `target`."""
-    for left in target.parent.glob(f".{target.name}.{socket.gethostname()}.*.part"):
-        pid = int(left.name.split(".")[-2])
+def write_shard(place: Path, part: list[Made], fields: Mapping[str, int]) -> None:
+    """Writes a shard, which is there whole or not at all."""
+    folder = place.with_name(f"{place.name}.part")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    written, sizes = shard(part, fields)
+    for field in fields:
+        written.values[field].tofile(folder / f"{field}.bin")
+        np.save(folder / f"{field}.lengths.npy", np.diff(written.starts[field]))
+    np.save(folder / "bytes.npy", sizes)
+    write_json(folder / "shard.json", {"documents": len(part)})
+    folder.rename(place)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[bool]:
+    """The folder, made where it is not there, for this process alone; it waits for whoever has it.
+
+    False where the folder went away meanwhile: it has become a store, or was given up.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / LOCK).open("a")
+    except FileNotFoundError:  # it went between these lines
+        yield False
+        return
+    with lock:
+        with contextlib.suppress(OSError):  # a mounted drive without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
         try:
-            if pid != os.getpid():  # in a container each run may have the same one
-                os.kill(pid, 0)
-                continue
-        except ProcessLookupError:
-            pass
-        except PermissionError:  # alive, another user's
-            continue
-        shutil.rmtree(left)
+            mine = os.path.samefile(lock.fileno(), folder / LOCK)
+        except FileNotFoundError:
+            mine = False
+        yield mine
 
 
 @contextmanager

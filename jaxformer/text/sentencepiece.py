@@ -14,12 +14,13 @@ from tokenizers import AddedToken, decoders, models, normalizers
 from tokenizers import Tokenizer as JsonTokenizer
 
 from jaxformer.text.files import write_file
-from jaxformer.text.special import Published, read_published, write_special
+from jaxformer.text.special import Published, named_after_roles, read_published, write_special
 from jaxformer.text.template import Template, flagged
 
 MODEL_FILE = "tokenizer.model"
 MARK = "\u2581"  # how SentencePiece writes a space in its pieces, unless told not to
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # ModelProto.SentencePiece.Type
+TOKENS = {"unk": "<unk>", "bos": "<s>", "eos": "</s>", "pad": "<pad>"}  # of the models trained here
 CHUNK = 2000  # characters of a training sentence
 BORDER = "\ue000"  # of the private use area: where the trainer may not join pieces; it is no part of the text
 
@@ -44,8 +45,7 @@ class SentencePieceTokenizer:
         ids = {role: getattr(self.processor, f"{role}_id")() for role in ("bos", "eos", "unk", "pad")}
         self.specials = {role: i for role, i in ids.items() if i >= 0}
         for role, token in (tokens or {}).items():
-            i = self.processor.piece_to_id(token)
-            if self.processor.id_to_piece(i) == token:  # an unknown token gets the id of unk
+            if (i := self.id(token)) is not None:
                 self.specials[role] = i
         self.bos, self.eos, self.pad = (self.specials.get(role) for role in ("bos", "eos", "pad"))
         self.chat_template = chat_template
@@ -68,6 +68,11 @@ class SentencePieceTokenizer:
     def piece(self, id: int) -> str:
         """How the vocabulary writes `id`."""
         return self.processor.id_to_piece(int(id))
+
+    def id(self, piece: str) -> int | None:
+        """The id that the vocabulary writes exactly so; None where there is none."""
+        id = self.processor.piece_to_id(piece)  # that of unk for what is no piece
+        return id if self.processor.id_to_piece(id) == piece else None
 
     def fingerprint(self) -> str:
         """Equal for tokenizers that give equal ids."""
@@ -108,7 +113,11 @@ def load_sentencepiece(published: Published | str | Path) -> SentencePieceTokeni
 
 
 def train_sentencepiece(
-    texts: Iterable[str], vocab_size: int, across_words: bool = True, max_piece: int = 16
+    texts: Iterable[str],
+    vocab_size: int,
+    across_words: bool = True,
+    max_piece: int = 16,
+    specials: Sequence[str] = (),
 ) -> SentencePieceTokenizer:
     """Trains byte-pair pieces that lose nothing: decode(encode(x)) == x for every string x.
 
@@ -116,8 +125,9 @@ def train_sentencepiece(
     `across_words` lets a piece run over spaces and punctuation ("):\\n        return"), up to `max_piece`
     characters. Without it none ends its line ("):\\n" is two pieces), so that a prompt may stop there and reads
     as the text did in training. Few texts may give fewer pieces than `vocab_size`.
-    Special ids: <unk> 0, <s> 1, </s> 2, <pad> 3.
+    Special ids: <unk> 0, <s> 1, </s> 2, <pad> 3, then `specials`.
     """
+    further = [name for name in specials if name not in TOKENS.values()]
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -142,11 +152,13 @@ def train_sentencepiece(
             bos_id=1,
             eos_id=2,
             pad_id=3,
+            control_symbols=further,
             minloglevel=2,
         )
     except RuntimeError as error:
         raise ValueError(f"sentencepiece could not train {vocab_size} pieces: {error}") from None
-    return SentencePieceTokenizer(with_plain_spaces(model.getvalue()))
+    tokens = named_after_roles(further) | TOKENS
+    return SentencePieceTokenizer(with_plain_spaces(model.getvalue()), tokens)
 
 
 def chunks(texts: Iterable[str]) -> Iterator[str]:
@@ -269,12 +281,18 @@ class Settings:
 
 
 def with_plain_spaces(model: bytes) -> bytes:
-    """The model with real spaces in its pieces, so that the character U+2581 in a text stays itself."""
+    """The model with real spaces in its pieces, so that the character U+2581 in a text stays itself.
+
+    It stays itself in the names of special tokens too.
+    """
     out = []
     for number, value, raw in fields(model):
         if number == 1:
-            parts = (field(1, v.decode().replace(MARK, " ").encode()) if n == 1 else r for n, v, r in fields(value))
-            raw = field(1, b"".join(parts))
+            piece = {n: (v, r) for n, v, r in fields(value)}
+            kind, _ = piece.get(3, (None, b""))
+            if kind != CONTROL:
+                text = field(1, piece[1][0].decode().replace(MARK, " ").encode())
+                raw = field(1, b"".join(text if n == 1 else r for n, (_, r) in piece.items()))
         elif number == 3:
             kept = (r for n, _, r in fields(value) if n != 5)
             raw = field(3, b"".join(kept) + field(5, 0))

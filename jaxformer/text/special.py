@@ -1,7 +1,7 @@
 """What is published beside a vocabulary: special and added tokens, flags, the chat template; and all as bytes."""
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -161,6 +161,11 @@ def write_special(
     write_json(folder / CONFIG, {**config, **named})
     if chat_template is not None:
         write_file(folder / CHAT, chat_template.encode())
+
+
+def named_after_roles(names: Iterable[str]) -> dict[str, str]:
+    """{role: name} of the tokens that are named after a role, as <mask> or [CLS]."""
+    return {role: name for name in names if (role := name[1:-1].strip("|").lower()) in ROLES}
 
 
 def _content(token: Any) -> str | None:

@@ -1,5 +1,6 @@
 """The tokenizer protocol, and the two ways to get one: train it, or load it from a folder."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from jaxformer.text.sentencepiece import MODEL_FILE, json_twin, load_sentencepie
 from jaxformer.text.special import Published, read_published
 from jaxformer.text.template import Template
 from jaxformer.text.tokenizer_json import JSON_FILE, load_json, train_byte_bpe, train_wordpiece
+
+NAME = re.compile(r"<\S*[^\W_]\S*>|\[\S*[^\W_]\S*\]")  # of a special token
 
 
 class Tokenizer(Protocol):
@@ -71,6 +74,10 @@ class Tokenizer(Protocol):
         """How the vocabulary writes `id`."""
         ...
 
+    def id(self, piece: str) -> int | None:
+        """The id that the vocabulary writes exactly so, special tokens included; None where there is none."""
+        ...
+
     def save(self, folder: str | Path) -> None:
         """Writes the published layout: `load_tokenizer(folder)` and the reference's AutoTokenizer read it."""
         ...
@@ -94,22 +101,31 @@ class TokenizerConfig:
     """sentencepiece: characters of the longest piece."""
     lowercase: bool = True
     """wordpiece: lower-case the text and strip accents."""
+    specials: tuple[str, ...] = ()
+    """Further special tokens, such as <mask> or <extra_id_0>; a text that contains such a name is plain text."""
 
 
 def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
     """Trains a tokenizer; the same texts in the same order give the same bytes.
 
-    Raises ValueError where there is no text, or too few pieces asked for to hold its alphabet.
+    `config.specials` get the ids behind those that its kind always has, in their order. `encode` never gives them,
+    `decode` skips them, `id` finds them. One that is named after a role, as <mask> or [MASK], takes that role where
+    the kind has no token for it. Names are written in <> or []: those are never pieces of a text.
+
+    Raises ValueError where there is no text, too few pieces asked for to hold its alphabet, or a name is another's.
     """
+    if wrong := [name for name in config.specials if not NAME.fullmatch(name)]:
+        raise ValueError(f"tokenizer.specials: expected names such as <mask> or [MASK], found {', '.join(wrong)}")
+    specials = tuple(dict.fromkeys(config.specials))
     texts = [text for text in texts if text]
     if not texts:
         raise ValueError("a tokenizer learns from text, and there is none: every document is empty")
     if config.kind == "sentencepiece":
-        return train_sentencepiece(texts, config.vocab_size, config.across_words, config.max_piece)
+        return train_sentencepiece(texts, config.vocab_size, config.across_words, config.max_piece, specials)
     if config.kind == "byte_bpe":
-        return train_byte_bpe(texts, config.vocab_size)
+        return train_byte_bpe(texts, config.vocab_size, specials)
     if config.kind == "wordpiece":
-        return train_wordpiece(texts, config.vocab_size, config.lowercase)
+        return train_wordpiece(texts, config.vocab_size, config.lowercase, specials)
     raise ValueError(f"tokenizer kind {config.kind!r}: expected sentencepiece, byte_bpe or wordpiece")
 
 

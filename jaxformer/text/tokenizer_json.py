@@ -13,7 +13,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from jaxformer.text.files import write_file
-from jaxformer.text.special import Published, read_published, write_special
+from jaxformer.text.special import Published, named_after_roles, read_published, write_special
 from jaxformer.text.template import Template, of_post_processor
 
 JSON_FILE = "tokenizer.json"
@@ -73,6 +73,10 @@ class JsonTokenizer:
             raise IndexError(f"id {id} is not in this vocabulary of {self.vocab_size}")
         return piece
 
+    def id(self, piece: str) -> int | None:
+        """The id that the vocabulary writes exactly so; None where there is none."""
+        return self.inner.token_to_id(piece)
+
     def fingerprint(self) -> str:
         """Equal for tokenizers that give equal ids."""
         digest = hashlib.sha256(self.inner.to_str().encode())
@@ -130,28 +134,31 @@ def _state(post_processor: Any) -> Any:
     return None if post_processor is None else json.loads(post_processor.__getstate__())
 
 
-def train_byte_bpe(texts: Iterable[str], vocab_size: int) -> JsonTokenizer:
+def train_byte_bpe(texts: Iterable[str], vocab_size: int, specials: Sequence[str] = ()) -> JsonTokenizer:
     """Trains byte-level BPE: decode(encode(x)) == x for every string.
 
-    Special ids: <unk> 0, <s> 1, </s> 2, <pad> 3.
+    Special ids: <unk> 0, <s> 1, </s> 2, <pad> 3, then `specials`.
     """
+    tokens = list(dict.fromkeys((*BYTE_BPE_TOKENS.values(), *specials)))
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=list(BYTE_BPE_TOKENS.values()),
+        special_tokens=tokens,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     inner.train_from_iterator(texts, trainer)
-    return JsonTokenizer(inner, BYTE_BPE_TOKENS, split_special=True)
+    return JsonTokenizer(inner, named_after_roles(specials) | BYTE_BPE_TOKENS, split_special=True)
 
 
-def train_wordpiece(texts: Iterable[str], vocab_size: int, lowercase: bool = True) -> JsonTokenizer:
+def train_wordpiece(
+    texts: Iterable[str], vocab_size: int, lowercase: bool = True, specials: Sequence[str] = ()
+) -> JsonTokenizer:
     """Trains WordPiece as BERT has it: words and "##" continuations, text normalized (not lossless).
 
-    Special ids: [PAD] 0, [UNK] 1, [CLS] 2, [SEP] 3, [MASK] 4.
+    Special ids: [PAD] 0, [UNK] 1, [CLS] 2, [SEP] 3, [MASK] 4, then `specials`.
     """
     normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     characters: Counter[str] = Counter()
@@ -165,7 +172,7 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int, lowercase: bool = Tru
     kept = list(counted())
     common = sorted(characters, key=lambda c: (-characters[c], c))
     alphabet = [c for c in common if not c.isspace()][:ALPHABET]
-    tokens = list(WORDPIECE_TOKENS.values())
+    tokens = list(dict.fromkeys((*WORDPIECE_TOKENS.values(), *specials)))
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
         # The trainer numbers "##c" in the order of a hash table, another one in each process; given ids
@@ -185,4 +192,4 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int, lowercase: bool = Tru
     inner.normalizer = normalizer
     inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     inner.decoder = decoders.WordPiece(cleanup=False)
-    return JsonTokenizer(inner, WORDPIECE_TOKENS, split_special=True)
+    return JsonTokenizer(inner, named_after_roles(specials) | WORDPIECE_TOKENS, split_special=True)

@@ -12,6 +12,8 @@ from jaxformer.train.state import EVALUATION, stream_key
 from jaxformer.train.step import LossFn
 
 EvalStep = Callable[[Any, Any, Any], Metrics]
+Sums = dict[str, tuple[Any, Any]]
+"""{name: (sum, weight)}, each a float, or a float64 array where the metric has one."""
 
 
 def make_eval_step(loss_fn: LossFn, *, seed: int = 0) -> EvalStep:
@@ -24,12 +26,12 @@ def make_eval_step(loss_fn: LossFn, *, seed: int = 0) -> EvalStep:
     return eval_step
 
 
-def evaluate(eval_step: EvalStep, params: Any, frozen: Any, batches: Iterable[Any]) -> dict[str, tuple[float, float]]:
-    """{name: (sum, weight)} over all batches, added in float64 and in order.
+def evaluate(eval_step: EvalStep, params: Any, frozen: Any, batches: Iterable[Any]) -> Sums:
+    """The sums over all batches, added in float64 and in order.
 
     A batch is dispatched before the one before it is read. Raises ValueError where there are no batches.
     """
-    sums: dict[str, np.ndarray] = {}
+    sums: Sums = {}
     pending = None
     for batch in batches:
         dispatched = eval_step(params, frozen, batch)
@@ -38,15 +40,24 @@ def evaluate(eval_step: EvalStep, params: Any, frozen: Any, batches: Iterable[An
     if pending is None:
         raise ValueError("nothing to evaluate on: the evaluation set is empty")
     _add(sums, pending)
-    return {name: (float(total), float(weight)) for name, (total, weight) in sums.items()}
+    return sums
 
 
-def means(metrics: Metrics | dict[str, tuple[float, float]]) -> dict[str, float]:
-    """{name: sum / weight}; a weight of 0 gives not-a-number."""
-    read = jax.device_get(metrics)
+def added(parts: Iterable[Sums]) -> Sums:
+    """The sums of several sets together."""
+    total: Sums = {}
+    for sums in parts:
+        _add(total, sums)
+    return total
+
+
+def means(metrics: Metrics | Sums) -> dict[str, float]:
+    """{name: sum / weight} of what are single numbers; a weight of 0 gives not-a-number."""
+    read = {name: pair for name, pair in jax.device_get(metrics).items() if not any(map(np.ndim, pair))}
     return {name: float(total) / float(weight) if weight else float("nan") for name, (total, weight) in read.items()}
 
 
-def _add(sums: dict[str, np.ndarray], metrics: Metrics | None) -> None:
+def _add(sums: Sums, metrics: Metrics | Sums | None) -> None:
     for name, pair in jax.device_get(metrics or {}).items():
-        sums[name] = sums.get(name, np.zeros(2)) + np.asarray(pair, np.float64)
+        new = (np.asarray(part, np.float64)[()] for part in pair)  # a scalar for an array without axes
+        sums[name] = tuple(before + part for before, part in zip(sums.get(name, (0.0, 0.0)), new, strict=True))

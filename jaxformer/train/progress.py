@@ -17,6 +17,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from jaxformer.text.records import Problems
+
 PLAIN_SECONDS = 10.0
 """Seconds between lines where the output is no terminal."""
 
@@ -41,6 +43,11 @@ class TrainingProgress:
         """Say that a run is continued with some of its settings changed."""
         for line in changes:
             self.notice(f"{folder.name}: going on with {line}")
+
+    def skipped(self, problems: Problems) -> None:
+        """Say how many rows or files could not be used, and the first of them."""
+        if problems.count:
+            self.notice(f"skipped {problems.count} rows or files that cannot be used:\n  {problems}")
 
     @contextlib.contextmanager
     def busy(self, title: str) -> Iterator[None]:

@@ -9,7 +9,7 @@ import optax
 from jax import Array
 
 from jaxformer.losses import Metrics
-from jaxformer.optimizer import adjust_loss_scale, loss_scale
+from jaxformer.opt_state import adjust_loss_scale, is_spike, loss_scale, record_norm
 from jaxformer.train.state import DROPOUT, TrainState, stream_key
 
 LossFn = Callable[[Any, Any, Any, Array], tuple[Array, Metrics]]
@@ -23,14 +23,40 @@ def make_step(
     """step(state, frozen, batch) -> (state, metrics), to be jitted with the state donated.
 
     `accumulate` splits the batch's rows into that many microbatches, one after the other; their gradients are
-    weighted, and added in float32, so that they equal the whole batch's. `frozen` is anything that the loss reads
-    and nobody trains.
+    weighted, and added in float32, so that they equal the whole batch's. `frozen` is any pytree that the loss reads
+    and nobody trains: it has no gradient, and is not donated with the state, whose buffers it must not share.
 
     Where the loss or a gradient is not finite, parameters and optimizer state stay as they were (the loss scale of
-    float16 alone moves), the step still counts, and the metric "skipped" is 1.
+    float16 alone moves), the step still counts, and the metric "skipped" is 1. An optimizer that watches the norms
+    keeps out spikes in the same way; their metric is "spiked".
     """
+    differentiate = make_gradients(loss_fn, seed=seed, accumulate=accumulate)
 
     def step(state: TrainState, frozen: Any, batch: Any) -> tuple[TrainState, Metrics]:
+        gradients, metrics = differentiate(state, frozen, batch)
+        norm = optax.tree.norm(optax.tree.cast(gradients, jnp.float32))
+        finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"][0])
+        spiked = is_spike(state.opt_state, norm)
+        taken = finite if spiked is None else finite & ~spiked
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(taken, n, o), new, old)
+        opt_state = record_norm(adjust_loss_scale(keep(opt_state, state.opt_state), finite), norm)
+        one = jnp.ones((), jnp.float32)
+        metrics = metrics | {"gradient_norm": (norm, one), "skipped": (1.0 - finite, one)}
+        if spiked is not None:
+            metrics["spiked"] = spiked.astype(jnp.float32), one
+        return TrainState(step=state.step + 1, params=keep(params, state.params), opt_state=opt_state), metrics
+
+    return step
+
+
+def make_gradients(
+    loss_fn: LossFn, *, seed: int = 0, accumulate: int = 1
+) -> Callable[[TrainState, Any, Any], tuple[Any, Metrics]]:
+    """gradients(state, frozen, batch) -> (the gradients of a step, metrics), finite or not."""
+
+    def gradients(state: TrainState, frozen: Any, batch: Any) -> tuple[Any, Metrics]:
         key = stream_key(seed, DROPOUT, state.step)
         scale = loss_scale(state.opt_state)
 
@@ -38,19 +64,10 @@ def make_step(
             loss, metrics = loss_fn(params, frozen, batch, key)
             return loss * scale, metrics
 
-        gradients, metrics = _accumulated(scaled, accumulate)(state.params, batch, key)
-        gradients = jax.tree.map(lambda g: (g / scale).astype(g.dtype), gradients)
-        norm = optax.tree.norm(optax.tree.cast(gradients, jnp.float32))
-        finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"][0])
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
-        opt_state = adjust_loss_scale(keep(opt_state, state.opt_state), finite)
-        one = jnp.ones((), jnp.float32)
-        metrics = metrics | {"gradient_norm": (norm, one), "skipped": (1.0 - finite, one)}
-        return TrainState(step=state.step + 1, params=keep(params, state.params), opt_state=opt_state), metrics
+        found, metrics = _accumulated(scaled, accumulate)(state.params, batch, key)
+        return jax.tree.map(lambda g: (g / scale).astype(g.dtype), found), metrics
 
-    return step
+    return gradients
 
 
 def _accumulated(loss_fn: Callable[..., tuple[Array, Metrics]], count: int) -> Callable[..., tuple[Any, Metrics]]:

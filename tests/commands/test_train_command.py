@@ -1,5 +1,6 @@
 """`jaxformer train`: a configuration file, its options, and what it says when something is wrong."""
 
+import dataclasses
 import json
 import textwrap
 
@@ -7,6 +8,7 @@ import pytest
 
 from jaxformer import cli
 from jaxformer.commands import train
+from jaxformer.replaying import replay
 from jaxformer.train.metrics import read_metrics
 
 CONFIG = """
@@ -136,3 +138,86 @@ def test_a_file_that_is_no_configuration_is_said(tmp_path, content, error, said)
 def test_a_configuration_must_be_named(arguments):
     with pytest.raises(ValueError, match="which experiment"):
         train.main(arguments)
+
+
+# A step again.
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A folder with a finished run of nine steps, of which the checkpoints 4, 8 and 9 are kept."""
+    place = tmp_path_factory.mktemp("done")
+    (place / "config.py").write_text(textwrap.dedent(CONFIG))
+    (place / "books").mkdir()
+    for number in range(4):
+        (place / "books" / f"{number}.txt").write_text(f"Book {number} tells of a lazy dog.\n" * 20)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        assert run(*LINE, "--steps", "9", "--save-every", "4", "--keep", "3") == 0
+    return place
+
+
+LINE = ("--data.files", "books", "--model.decoder.input.dropout", "0.1", "--optimizer.ema", "0.9")
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(("step", "since"), [(1, 0), (4, 0), (5, 4), (8, 4), (9, 8)])
+def test_a_step_is_replayed_to_the_last_bit_and_nothing_is_written(done, monkeypatch, step, since):
+    monkeypatch.chdir(done)
+    before = contents(done / "runs" / "mine")
+    found = replay(train.parse(train.load(done / "config.py"), LINE).experiment, step, progress=False)
+    logged = next(line["values"] for line in read_metrics(done / "runs" / "mine") if line["step"] == step)
+    assert (found.step, found.since, found.logged, found.differing) == (step, since, logged, [])
+    assert found.values == logged
+    assert sum(norm**2 for norm in found.norms.values()) == pytest.approx(logged["gradient_norm"] ** 2, rel=1e-5)
+    assert [*found.norms.values()] == sorted(found.norms.values(), reverse=True)
+    assert len(found.rows) == 8
+    assert all("lazy" in row["tokens"] or "Book" in row["tokens"] or len(row["tokens"]) < 9 for row in found.rows)
+    assert contents(done / "runs" / "mine") == before
+
+
+def test_the_command_tells_of_the_step(done, monkeypatch, capsys):
+    monkeypatch.chdir(done)
+    assert run(*LINE, "--replay", "6") == 0
+    out = capsys.readouterr().out
+    assert "replaying step 6" in out
+    assert "from checkpoint 4" in out
+    logged = next(line["values"] for line in read_metrics(done / "runs" / "mine") if line["step"] == 6)
+    for name, value in logged.items():
+        (line,) = (line for line in out.splitlines() if f" {name} " in line)
+        assert line.count(str(value)) >= 2
+        assert "equal" in line
+    assert "differs" not in out
+    assert "embed/embedding" in out
+    assert "row 7, tokens: " in out
+
+
+def test_a_value_that_differs_is_told(done, monkeypatch, capsys):
+    monkeypatch.chdir(done)
+    found = replay(train.parse(train.load(done / "config.py"), LINE).experiment, 9, progress=False)
+    other = dataclasses.replace(found, logged=found.logged | {"loss": 0.25, "accuracy": float("nan")})
+    assert sorted(other.differing) == ["accuracy", "loss"]
+    train.tell(other)
+    assert capsys.readouterr().out.count("differs") == 2
+    both = dataclasses.replace(other, values=found.values | {"accuracy": float("nan")})
+    assert both.differing == ["loss"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--replay", "10"], "--replay 10: runs/mine has the steps 1 to 9"),
+        (["--replay", "0"], "has the steps 1 to 9"),
+        (["--replay", "3", "--fresh"], "--replay and --fresh"),
+        (["--replay", "3", "--name", "other"], "runs/other is no run's folder"),
+        (["--replay", "3", "--seed", "1", "--rows", "16"], "rows: 8 -> 16\n  - seed: 0 -> 1"),
+    ],
+)
+def test_what_cannot_be_replayed_is_said(done, monkeypatch, capsys, arguments, said):
+    monkeypatch.chdir(done)
+    assert run(*LINE, *arguments) == 1
+    assert said in capsys.readouterr().err
+    assert not (done / "runs" / "other").exists()

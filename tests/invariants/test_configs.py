@@ -12,13 +12,25 @@ from jaxformer import codec, optimizer, sharding
 from jaxformer.experiment import Experiment
 from jaxformer.nn.model import Model
 from jaxformer.sharding import MeshConfig, make_mesh
+from jaxformer.source import from_pretrained
 
 FILES = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
 
 
 @pytest.fixture(scope="module", params=FILES, ids=lambda file: file.stem)
 def experiment(request):
-    return runpy.run_path(str(request.param))["config"]()
+    try:
+        return runpy.run_path(str(request.param))["config"]()
+    except ModuleNotFoundError as error:
+        pytest.skip(f"not installed: {error}")
+
+
+@pytest.fixture(scope="module")
+def model(experiment):
+    """Its model from scratch, or the one that it begins from with the head of its task."""
+    if experiment.model is not None:
+        return Model(experiment.model)
+    return from_pretrained(experiment.start, head=experiment.task.head)[0]
 
 
 def test_there_are_configs():
@@ -38,16 +50,19 @@ def test_it_is_told_apart_by_its_json(experiment):
 @pytest.mark.parametrize(
     "mesh", [MeshConfig(), MeshConfig(data=1, fsdp=8), MeshConfig(data=1, fsdp=4, tensor=2)], ids=str
 )
-def test_its_model_and_optimizer_have_a_place_on_eight_devices(experiment, mesh):
-    params = sharding.abstract_params(Model(experiment.model))
+def test_its_model_and_optimizer_have_a_place_on_eight_devices(experiment, model, mesh):
+    params = sharding.abstract_params(model)
     state = jax.eval_shape(optimizer.make_optimizer(experiment.optimizer, experiment.steps).init, params)
     homes = sharding.like_parameters(make_mesh(mesh), {"params": params, "opt_state": state}, params)
     for home, leaf in zip(jax.tree.leaves(homes), jax.tree.leaves((state, params)), strict=True):
         home.shard_shape(leaf.shape)
 
 
-def test_its_model_runs_on_a_batch_of_its_shape(experiment):
-    model = Model(experiment.model)
+def test_its_model_runs_on_a_batch_of_its_shape_and_its_task_agrees(experiment, model):
+    experiment.check_model(model.config)
     tokens = jax.ShapeDtypeStruct((experiment.rows, experiment.length), jnp.int32)
-    out = jax.eval_shape(lambda p, t: model.apply({"params": p}, t), sharding.abstract_params(model), tokens)
-    assert out.logits.shape == (*tokens.shape, experiment.model.vocab)
+    given = [tokens] * sum(stack is not None for stack in (model.config.encoder, model.config.decoder))
+    run = lambda params, *given: model.apply({"params": params}, *given)
+    out = jax.eval_shape(run, sharding.abstract_params(model), *given)
+    assert out.hidden.shape == (*tokens.shape, model.config.width)
+    assert model.config.head is None or out.logits.shape == (*tokens.shape, model.config.vocab)

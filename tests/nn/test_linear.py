@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from jaxformer import tree
-from jaxformer.nn.linear import Embed, Linear, Unembed, adapted, product
+from jaxformer.nn import linear
+from jaxformer.nn.linear import Embed, Linear, Unembed, adapted, axes, product
 from jaxformer.nn.model import Model
 from jaxformer.sharding import abstract_params
 from jaxformer.testing import randomized, tiny_models
@@ -78,6 +79,17 @@ def test_logits_are_float32_whatever_the_hidden_vectors_are():
     assert logits.dtype == jnp.float32
     exact = np.asarray(hidden, np.float64) @ np.asarray(kernel.astype(jnp.bfloat16), np.float64)
     np.testing.assert_allclose(logits, exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", tiny_models())
+def test_one_rule_says_how_each_kernel_is_shaped(kind):
+    flat = tree.flatten(abstract_params(Model(tiny_models()[kind])))
+    kernels = [path for path in flat if path.endswith("/kernel")]
+    for path, (stacked, inputs) in tree.match(linear.KERNELS, kernels, "kernel").items():
+        assert axes(path) == (stacked, inputs)
+        assert 1 <= len(flat[path].shape) - stacked - inputs <= 2
+        assert (stacked > 0) == ("/blocks/" in path)
+    assert not any(axes(path) for path in flat if path not in kernels)
 
 
 # Adapters ---------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from jaxformer import sharding, tree
 from jaxformer.nn.model import Model
 from jaxformer.tasks.causal_lm import CausalLM
 from jaxformer.testing import randomized, tiny_models, tiny_tokenizer, with_dropout
+from jaxformer.text.records import Document
 
 TASK = CausalLM(label_smoothing=0.1, z_loss=0.01)
 KEY = jax.random.key(5)
@@ -45,13 +46,14 @@ def losses(model, task=CausalLM(), train=False):
 
 def test_a_document_stands_between_the_marks_that_the_tokenizer_has():
     tokenizer = tiny_tokenizer()
-    got = CausalLM().examples([5, 6], tokenizer)["tokens"]
-    assert got.tolist() == [tokenizer.bos, 5, 6, tokenizer.eos]
-    assert got.dtype == np.int32
+    (got,) = CausalLM().examples(Document("here", text="a b"), tokenizer)
+    assert got["tokens"].tolist() == [tokenizer.bos, *tokenizer.encode("a b"), tokenizer.eos]
+    assert got["tokens"].dtype == np.int32
 
 
 def test_ready_made_tokens_are_taken_as_they_are():
-    assert CausalLM().examples(np.asarray([5, 6], np.uint16), None)["tokens"].tolist() == [5, 6]
+    (got,) = CausalLM().examples(Document("here", tokens=np.asarray([5, 6], np.uint16)), None)
+    assert got["tokens"].tolist() == [5, 6]
 
 
 def test_the_loss_is_of_each_token_given_those_before_it(case):
@@ -115,5 +117,6 @@ def test_smoothing_and_dropout_act_in_training_alone():
 
 def test_bits_per_byte_count_every_byte_of_the_text():
     values = CausalLM().metrics({"loss": (200.0, 50.0), "accuracy": (10.0, 50.0)}, 400)
-    assert values == {"loss": 4.0, "accuracy": 0.2, "bits_per_byte": pytest.approx(200 / math.log(2) / 400)}
+    bits = pytest.approx(200 / math.log(2) / 400)
+    assert values == {"loss": 4.0, "accuracy": 0.2, "perplexity": pytest.approx(math.exp(4)), "bits_per_byte": bits}
     assert "bits_per_byte" not in CausalLM().metrics({"loss": (200.0, 50.0)}, 0)

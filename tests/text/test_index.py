@@ -10,6 +10,7 @@ import pytest
 from jaxformer.text.corpus import open_documents
 from jaxformer.text.index import Batches, EvaluationBatches, prefetch
 from jaxformer.text.prepare import Store, prepare
+from jaxformer.text.rows import StreamRows
 
 FIELDS = ["tokens", "segments", "positions", "weights"]
 BOS, EOS = 1, 2
@@ -26,12 +27,20 @@ def store() -> Store:
     return prepare(open_documents(documents), ids, {"tokens": 1000}, "f")
 
 
+def training(store, batch_size, length, seed=0):
+    return Batches(StreamRows(store, length, seed), batch_size)
+
+
+def evaluation(store, batch_size, length, stride=None):
+    return EvaluationBatches(StreamRows(store, length, None, stride), batch_size)
+
+
 def equal(a, b) -> bool:
     return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a)
 
 
 def test_a_batch_has_the_pinned_shapes_and_dtypes(store):
-    for batches in (Batches(store, 4, 16), EvaluationBatches(store, 4, 16)):
+    for batches in (training(store, 4, 16), evaluation(store, 4, 16)):
         batch = batches.batch(0)
         assert list(batch) == FIELDS
         for field in FIELDS[:3]:
@@ -43,7 +52,7 @@ def test_a_batch_has_the_pinned_shapes_and_dtypes(store):
 
 def test_a_literal_batch():
     store = prepare(open_documents([np.array([5, 6]), np.array([7])]), ids, {"tokens": 10}, "f")
-    (batch,) = EvaluationBatches(store, 2, 5)
+    (batch,) = evaluation(store, 2, 5)
     assert batch["tokens"].tolist() == [[1, 5, 6, 2, 1, 7], [7, 2, 0, 0, 0, 0]]
     assert batch["segments"].tolist() == [[1, 1, 1, 1, 2, 2], [1, 1, 0, 0, 0, 0]]
     assert batch["positions"].tolist() == [[0, 1, 2, 3, 0, 1], [0, 1, 0, 0, 0, 0]]
@@ -51,7 +60,7 @@ def test_a_literal_batch():
 
 
 def test_segments_positions_and_weights_agree(store):
-    batches = Batches(store, 4, 16, seed=3)
+    batches = training(store, 4, 16, seed=3)
     for n in range(40):
         batch = batches.batch(n)
         segments, positions = batch["segments"], batch["positions"]
@@ -65,26 +74,26 @@ def test_segments_positions_and_weights_agree(store):
 
 
 def test_any_number_of_hosts_reads_the_same_batch(store):
-    whole = Batches(store, 8, 16, seed=1)
+    whole = training(store, 8, 16, seed=1)
     for n in (0, 5, 31):
         for hosts in (1, 2, 4, 8):
             size = 8 // hosts
-            parts = [Batches(store, 8, 16, seed=1).batch(n, slice(h * size, (h + 1) * size)) for h in range(hosts)]
+            parts = [training(store, 8, 16, seed=1).batch(n, slice(h * size, (h + 1) * size)) for h in range(hosts)]
             assert equal({k: np.concatenate([p[k] for p in parts]) for k in parts[0]}, whole.batch(n))
 
 
 def test_a_batch_does_not_depend_on_the_batches_before(store):
-    one = Batches(store, 4, 16, seed=1)
+    one = training(store, 4, 16, seed=1)
     forwards = [one.batch(n) for n in range(30)]
     for n in reversed(range(30)):
-        assert equal(Batches(store, 4, 16, seed=1).batch(n), forwards[n])
+        assert equal(training(store, 4, 16, seed=1).batch(n), forwards[n])
         assert equal(one.batch(n), forwards[n])
-    assert not equal(Batches(store, 4, 16, seed=2).batch(0), forwards[0])
+    assert not equal(training(store, 4, 16, seed=2).batch(0), forwards[0])
 
 
 def test_two_epochs_hold_the_same_targets(store):
-    batches = Batches(store, 1, 16, seed=1)
-    rows = batches.packing.rows
+    batches = training(store, 1, 16, seed=1)
+    rows = batches.rows.count
     epochs = []
     for epoch in (0, 1):
         count: Counter = Counter()
@@ -95,7 +104,7 @@ def test_two_epochs_hold_the_same_targets(store):
     everything = Counter(t for i in range(len(store)) for t in store[i]["tokens"][1:].tolist())
     assert epochs == [everything, everything]
     assert batches.epoch_of(rows) == 1.0
-    assert Batches(store, 4, 16).epoch_of(rows) == 4.0
+    assert training(store, 4, 16).epoch_of(rows) == 4.0
 
 
 @pytest.mark.parametrize("length", [1, 7, 16, 10_000])
@@ -103,7 +112,7 @@ def test_two_epochs_hold_the_same_targets(store):
 def test_evaluation_counts_each_target_once(store, length, batch_size):
     targets = store.lengths["tokens"].sum() - len(store)
     for stride in {length, max(1, length // 2), max(1, length // 5)}:
-        batches = EvaluationBatches(store, batch_size, length, stride)
+        batches = evaluation(store, batch_size, length, stride)
         assert sum(batch["weights"].sum() for batch in batches) == targets
         assert all(len(batch["tokens"]) == batch_size for batch in batches)
         for outside in (-1, len(batches)):
@@ -112,17 +121,17 @@ def test_evaluation_counts_each_target_once(store, length, batch_size):
 
 
 def test_a_state_is_refused_when_the_data_changed(store):
-    batches = Batches(store, 4, 16)
+    batches = training(store, 4, 16)
     state = batches.state(17)
     assert state == {"n": 17, "fingerprint": store.fingerprint}
-    assert Batches(store, 8, 16).check(state) == 17
+    assert training(store, 8, 16).check(state) == 17
     other = prepare(open_documents([np.arange(3, 30)]), ids, {"tokens": 1000}, "f")
     with pytest.raises(ValueError, match="the data changed"):
-        Batches(other, 4, 16).check(state)
+        training(other, 4, 16).check(state)
 
 
 def test_a_resumed_prefetch_continues(store):
-    batches = Batches(store, 4, 16, seed=1)
+    batches = training(store, 4, 16, seed=1)
     direct = [batches.batch(n) for n in range(12)]
     assert all(map(equal, prefetch(batches.batch, 0, 12), direct))
     source = prefetch(batches.batch)

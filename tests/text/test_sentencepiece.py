@@ -15,6 +15,7 @@ from jaxformer.text.sentencepiece import (
     load_sentencepiece,
     train_sentencepiece,
 )
+from jaxformer.text.tokenizer import load_tokenizer
 
 TEXTS = ["the quick brown fox jumps over the lazy dog", "she sells sea shells by the sea shore"] * 20
 
@@ -63,6 +64,22 @@ def test_special_tokens_beside_the_model_go_before_its_own(tmp_path):
     (tmp_path / "special_tokens_map.json").write_text('{"pad_token": {"content": "<unk>"}}')
     tokenizer = load_sentencepiece(tmp_path)
     assert (tokenizer.bos, tokenizer.eos, tokenizer.pad) == (1, 2, 0)
+
+
+def test_a_piece_that_is_not_there_has_no_id():
+    tokenizer = SentencePieceTokenizer(published(**LLAMA))
+    assert [tokenizer.id(piece) for piece in ("<unk>", "</s>", "<0x00>")] == [0, 2, 3]
+    assert tokenizer.id("\u2581the") == tokenizer.encode("the")[0]
+    assert tokenizer.id("<extra_id_0>") is None
+
+
+def test_sentinels_that_a_family_adds_are_found_by_name(tmp_path):
+    (tmp_path / "spiece.model").write_bytes(model := published(model_type="unigram"))
+    special = {"unk": "<unk>", "eos": "</s>"}
+    tokenizer = load_tokenizer(tmp_path, {"kind": "sentencepiece", "special": special, "sentinels": 3})
+    size = sentencepiece.SentencePieceProcessor(model_proto=model).get_piece_size()
+    assert [tokenizer.id(f"<extra_id_{i}>") for i in range(4)] == [size + 2, size + 1, size, None]
+    assert [tokenizer.id(tokenizer.piece(i)) for i in range(size + 3)] == list(range(size + 3))
 
 
 @pytest.mark.parity

@@ -12,13 +12,15 @@ from jaxformer.text.tokenizer import TokenizerConfig, load_tokenizer, train_toke
 
 CODE = Path(__file__).read_text()
 TEXTS = [CODE, "def f(x):\n    return x + 1\n" * 50, "Grüße, 你好, 🤖!\r\n\tzwei\u2581Zeichen\0\n" * 20, ""]
+SPECIALS = ("<mask>", "<extra_id_0>", "<|fim_prefix|>", "[R]", "<fim\u2581end>")
 CONFIGS = [
     TokenizerConfig("sentencepiece", 600, across_words=True),
     TokenizerConfig("sentencepiece", 600, across_words=False),
     TokenizerConfig("byte_bpe", 600),
     TokenizerConfig("wordpiece", 600),
+    *(TokenizerConfig(kind, 600, specials=SPECIALS) for kind in ("sentencepiece", "byte_bpe", "wordpiece")),
 ]
-LOSSLESS = CONFIGS[:3]
+LOSSLESS = [config for config in CONFIGS if config.kind != "wordpiece"]
 ODD = [
     "",
     " ",
@@ -31,6 +33,8 @@ ODD = [
     "\ufeff",
     "   runs    of  spaces \n    \n\n\n",
     "<unk><s>hi</s><pad><0x0A> [MASK]",
+    "".join(SPECIALS),
+    "a <mask> b<extra_id_0>c [R]",
     "e\u0301 \u00e9 🤖 👩\u200d👩\u200d👧 \u202e",
     " " * 1000,
     "-" * 1001,
@@ -40,7 +44,7 @@ STRINGS = st.text() | st.text(alphabet=" \n\t\r\0<>s/:)(_=a1\u2581")
 
 
 def name(config: TokenizerConfig) -> str:
-    return f"{config.kind}-{'across' if config.across_words else 'words'}"
+    return f"{config.kind}-{'across' if config.across_words else 'words'}{'-specials' if config.specials else ''}"
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +92,48 @@ def test_ids_are_within_the_vocabulary_and_special_ids_are_skipped(config, train
     assert not set(special) & set(ids)
     assert tokenizer.decode([special[0], *ids, *special[1:]]) == tokenizer.decode(ids)
     assert "".join(map(tokenizer.piece, tokenizer.encode("return"))).replace("##", "") == "return"
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=name)
+def test_every_id_is_found_by_what_the_vocabulary_writes(config, trained):
+    tokenizer = trained[config]
+    pieces = [tokenizer.piece(i) for i in range(tokenizer.vocab_size)]
+    assert [tokenizer.id(piece) for piece in pieces] == list(range(tokenizer.vocab_size))
+    assert tokenizer.id("no such piece") is None
+    assert tokenizer.id("") is None
+
+
+@pytest.mark.parametrize("config", [c for c in CONFIGS if c.specials], ids=name)
+def test_further_special_tokens_follow_those_of_the_kind_and_are_never_text(config, trained, tmp_path):
+    tokenizer = trained[config]
+    first = 5 if config.kind == "wordpiece" else 4
+    ids = list(range(first, first + len(SPECIALS)))
+    assert [tokenizer.piece(i) for i in ids] == list(SPECIALS)
+    tokenizer.save(tmp_path)
+    text = "return x"
+    for each in (tokenizer, load_tokenizer(tmp_path)):
+        assert [each.id(name) for name in SPECIALS] == ids
+        for literal in ("".join(SPECIALS), " ".join(SPECIALS), *SPECIALS):
+            assert not set(each.encode(literal)) & set(ids)
+        assert each.decode([ids[0], *each.encode(text), *ids]) == text
+        assert each.specials["mask"] == (4 if config.kind == "wordpiece" else each.id("<mask>"))
+
+
+@pytest.mark.parametrize("kind", ["sentencepiece", "byte_bpe", "wordpiece"])
+def test_a_special_token_asked_for_twice_or_held_by_the_kind_is_there_once(kind):
+    own = "[SEP]" if kind == "wordpiece" else "</s>"
+    tokenizer = train_tokenizer(TokenizerConfig(kind, 400, specials=("<x>", own, "<x>", "<y>")), TEXTS)
+    first = 5 if kind == "wordpiece" else 4
+    assert [tokenizer.id(name) for name in ("<x>", "<y>", own)] == [first, first + 1, tokenizer.eos]
+
+
+def test_a_special_token_that_a_text_could_hold_as_a_piece_is_an_error():
+    for kind in ("sentencepiece", "byte_bpe", "wordpiece"):
+        for wrong in ("and", "<>", "[_]", "<a b>", "", "x<y>"):
+            with pytest.raises(ValueError, match=r"tokenizer\.specials: expected names such as <mask>"):
+                train_tokenizer(TokenizerConfig(kind, 400, specials=("<x>", wrong)), TEXTS)
+    with pytest.raises(ValueError, match="<0x41> is already defined"):
+        train_tokenizer(TokenizerConfig("sentencepiece", 400, specials=("<0x41>",)), TEXTS)
 
 
 def test_training_twice_in_two_processes_gives_the_same_bytes(trained):
@@ -151,6 +197,9 @@ def test_the_reference_opens_the_saved_folder_with_equal_ids(config, trained, tm
     assert len(reference) == tokenizer.vocab_size
     for role, i in tokenizer.specials.items():
         assert getattr(reference, f"{role}_token_id") == i
+    for special in config.specials:
+        assert reference.convert_tokens_to_ids(special) == tokenizer.id(special)
+        assert reference.decode([tokenizer.id(special)], skip_special_tokens=True) == ""
 
     def check(text):
         ids = tokenizer.encode(text)

@@ -53,3 +53,9 @@ def test_an_id_outside_the_vocabulary_is_an_error(tmp_path):
     published(tmp_path)
     with pytest.raises(IndexError, match="id 99 is not in this vocabulary of 5"):
         load_json(tmp_path).piece(99)
+
+
+def test_an_id_is_found_by_its_exact_piece_alone(tmp_path):
+    published(tmp_path)
+    tokenizer = load_json(tmp_path)
+    assert [tokenizer.id(piece) for piece in ("a", "</s>", "[UNK]", "A", " a", "ab")] == [3, 2, 0, None, None, None]

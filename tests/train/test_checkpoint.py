@@ -15,7 +15,8 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxformer.optimizer import LossScale, OptimizerConfig, ema_params, make_optimizer
+from jaxformer.opt_state import LossScale
+from jaxformer.optimizer import OptimizerConfig, ema_params, make_optimizer
 from jaxformer.train.checkpoint import Checkpoints, SaveError
 from jaxformer.train.state import TrainState
 

@@ -72,6 +72,27 @@ def test_nothing_to_evaluate_on_is_an_error():
         evaluate(STEP, 1.0, None, [])
 
 
+@pytest.mark.parametrize("rows", [1, 5, 23])
+def test_sums_may_be_arrays_with_a_weight_of_any_shape(rows):
+    """A table of counts with one weight, and a sum of each class with its own."""
+
+    def loss_fn(params, frozen, batch, key):
+        above = jax.nn.one_hot((batch["x"] > 0).astype(int), 2) * batch["weights"][:, None]
+        table, weight = above.T @ above, batch["weights"].sum()
+        by_class = (above * jnp.where(batch["weights"] > 0, batch["x"], 0)[:, None]).sum(0)
+        return weight, {"loss": (weight, weight), "table": (table, weight), "by_class": (by_class, above.sum(0))}
+
+    sums = evaluate(jax.jit(make_eval_step(loss_fn)), None, None, batches(rows))
+    counts = np.array([(VALUES <= 0).sum(), (VALUES > 0).sum()])
+    np.testing.assert_array_equal(sums["table"][0], np.diag(counts))
+    assert sums["table"][1] == 23
+    np.testing.assert_allclose(sums["by_class"][0], [VALUES[VALUES <= 0].sum(), VALUES[VALUES > 0].sum()], rtol=1e-5)
+    np.testing.assert_array_equal(sums["by_class"][1], counts)
+    assert {np.asarray(part).dtype for pair in sums.values() for part in pair} == {np.dtype("float64")}
+    assert isinstance(sums["loss"][0], float)
+    assert means(sums) == {"loss": 1.0}
+
+
 def test_means_divide_once_and_no_weight_is_no_number():
     values = means({"loss": (jnp.float32(6), jnp.float32(4)), "none": (0.0, 0.0)})
     assert values["loss"] == 1.5

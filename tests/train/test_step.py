@@ -8,7 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxformer.optimizer import OptimizerConfig, loss_scale, make_optimizer
+from jaxformer.opt_state import WARM, WINDOW, Norms, loss_scale
+from jaxformer.optimizer import OptimizerConfig, make_optimizer
 from jaxformer.train.state import DROPOUT, INIT, TrainState, stream_key
 from jaxformer.train.step import make_step
 
@@ -30,6 +31,7 @@ def loss_fn(params, frozen, batch, key):
     return total / jnp.maximum(weight, 1e-9), {
         "loss": (total, weight),
         "rows": (jnp.float32(len(batch["y"])), jnp.float32(1)),
+        "by_axis": (batch["weights"] @ batch["x"], weight),
     }
 
 
@@ -67,7 +69,7 @@ def test_accumulation_equals_the_big_batch(accumulate, dtype):
     np.testing.assert_allclose(
         state.params["w"].astype(jnp.float32), once.params["w"].astype(jnp.float32), rtol=exact
     )
-    for name in ("loss", "gradient_norm"):
+    for name in ("loss", "gradient_norm", "by_axis"):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=exact), parts[name], whole[name])
     assert tuple(map(float, parts["rows"])) == (8.0, accumulate)
 
@@ -161,6 +163,65 @@ def test_the_gradient_norm_of_half_precision_parameters_is_taken_in_float32():
     np.testing.assert_allclose(metrics["gradient_norm"][0], want, rtol=1e-2)
 
 
+# Spikes -----------------------------------------------------------------------------------------------------
+
+WATCHING = make_optimizer(
+    OptimizerConfig("sgd", peak_lr=1e-4, warmup_steps=0, b1=0.0, ema=0.9, spike=10.0),
+    1000,
+    decay=[("**", True)],
+    dynamic_scale=True,
+)
+STEEP = BATCH | {"y": BATCH["y"] + 1000}
+
+
+def watched(state, batches):
+    """The state after these batches, and whether each was taken for a spike."""
+    step, spiked = jax.jit(make_step(loss_fn, WATCHING)), []
+    for batch in batches:
+        state, metrics = step(state, FROZEN, batch)
+        assert float(metrics["skipped"][0]) == 0
+        spiked.append(float(metrics["spiked"][0]))
+    return state, spiked
+
+
+def test_a_spike_keeps_everything_but_the_number_and_the_norms():
+    state, spiked = watched(start(WATCHING), [BATCH] * WARM)
+    after, (last,) = watched(state, [STEEP])
+    assert (sum(spiked), last) == (0, 1)
+    assert int(after.step) == WARM + 1
+    jax.tree.map(
+        np.testing.assert_array_equal, (after.params, after.opt_state[:2]), (state.params, state.opt_state[:2])
+    )
+    before, scale, norms = state.opt_state[3], after.opt_state[2], after.opt_state[3]
+    assert isinstance(norms, Norms)
+    assert int(norms.seen) == int(before.seen) + 1
+    assert float(norms.values[WARM]) > 10 * float(before.values[:WARM].max())
+    assert int(scale.good_steps) == WARM + 1  # its gradients were finite
+    again, (last,) = watched(after, [BATCH])
+    assert last == 0
+    assert not np.array_equal(again.params["w"], after.params["w"])
+
+
+def test_there_are_no_spikes_before_enough_norms_were_seen():
+    state, spiked = watched(start(WATCHING), [BATCH] * (WARM - 1) + [STEEP])
+    assert sum(spiked) == 0
+    assert watched(state, [STEEP])[1] == [1]
+
+
+def test_norms_that_rise_for_good_are_spikes_until_the_median_has_followed():
+    _, spiked = watched(start(WATCHING), [BATCH] * WINDOW + [STEEP] * WINDOW)
+    most = WINDOW // 2 + 1
+    assert spiked[WINDOW:] == [1.0] * (most - 1) + [0.0] * (WINDOW - most + 1)
+
+
+def test_a_gradient_that_is_not_finite_is_no_spike():
+    state, _ = watched(start(WATCHING), [BATCH] * WARM)
+    after, metrics = take(state, optimizer=WATCHING, batch=BATCH | {"y": BATCH["y"].at[0].set(np.inf)})
+    assert (float(metrics["skipped"][0]), float(metrics["spiked"][0])) == (1, 0)
+    jax.tree.map(np.testing.assert_array_equal, after.opt_state[3], state.opt_state[3])
+    assert "spiked" not in take(start())[1]
+
+
 # Frozen and donated -----------------------------------------------------------------------------------------
 
 
@@ -181,6 +242,47 @@ def test_what_is_frozen_is_an_argument_that_costs_no_gradient():
     one, other = (step(state, {"base": frozen["base"] * factor}, BATCH)[0].params["w"] for factor in (1, 2))
     assert not np.allclose(one, other)
     assert step._cache_size() == 1
+
+
+def equations(jaxpr):
+    """Each equation of a program, those of its inner programs included."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in jax.tree.leaves(equation.params, is_leaf=lambda leaf: hasattr(leaf, "jaxpr")):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from equations(inner)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_an_adapter_trains_beside_a_frozen_base_of_any_kind(accumulate):
+    """No value of the base's shape, or of its whole-number form's, is computed but the one that the loss asks for."""
+
+    def loss(params, frozen, batch, key):
+        base = frozen["params"]["base"].astype(jnp.float32) * frozen["params"]["head"]["scale"]
+        low = params["lora"]["base"]
+        hidden = batch["x"] @ base + (batch["x"] @ low["a"]) @ low["b"] * frozen["lora"]["base"]["scale"]
+        value = jnp.square(hidden @ params["head"]["kernel"]).mean()
+        return value, {"loss": (value, jnp.float32(1))}
+
+    low = {"a": jnp.ones((3, 2)), "b": jnp.full((2, 7), 0.1)}
+    params = {"lora": {"base": low}, "head": {"kernel": jnp.ones((7, 1))}}
+    whole = {"base": jnp.ones((3, 7), jnp.int8), "head": {"scale": jnp.float32(0.5)}}
+    frozen = {"params": whole, "lora": {"base": {"scale": jnp.float32(2)}}, "teacher": (jnp.ones(5), None)}
+    optimizer = make_optimizer(OptimizerConfig(warmup_steps=1), 10, decay=[("**", True)])
+    state = TrainState(step=jnp.int32(0), params=params, opt_state=optimizer.init(params))
+    step = make_step(loss, optimizer, accumulate=accumulate)
+    made = [
+        equation.primitive.name
+        for equation in equations(jax.make_jaxpr(step)(state, frozen, BATCH).jaxpr)
+        if any(getattr(out.aval, "shape", None) == (3, 7) for out in equation.outvars)
+    ]
+    assert set(made) == {"convert_element_type", "mul"}
+    new, _ = jax.jit(step, donate_argnums=0)(state, frozen, BATCH)
+    assert jax.tree.structure(new) == jax.tree.structure(state)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(low))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(frozen))
+    assert not np.array_equal(new.params["lora"]["base"]["a"], np.ones((3, 2)))
 
 
 def test_a_donated_state_is_used_up():

@@ -1,0 +1,86 @@
+"""What a run learns from and is judged by: documents made into examples, these into rows and batches."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxformer import codec
+from jaxformer.experiment import Experiment
+from jaxformer.starting import Start
+from jaxformer.text import mixture, prepare
+from jaxformer.text.corpus import Corpus, Documents
+from jaxformer.text.index import Batches
+from jaxformer.text.prepare import Store
+from jaxformer.text.records import Document
+from jaxformer.text.rows import MixedRows
+from jaxformer.train.progress import TrainingProgress
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out documents and their examples, of one part of a mixture or of all there is."""
+
+    name: str
+    """"" where there are no parts."""
+    documents: Documents
+    store: Store
+
+    @property
+    def size(self) -> int:
+        """Bytes of their text, in UTF-8."""
+        return int(self.store.sizes.sum())
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Batches to train on, and sets of examples to evaluate on."""
+
+    batches: Batches
+    held_out: list[HeldOut]
+
+
+def make_feed(experiment: Experiment, corpora: Sequence[Corpus], start: Start, say: TrainingProgress) -> Feed:
+    """The corpora as the task's examples, each prepared once for all runs of the same text, tokenizer and task."""
+    e = experiment
+    folder = e.path.parent / ".prepared"
+    stores = [_store(e, corpus.training, start, say, folder) for corpus in corpora]
+    parts = [e.task.rows(store, start.tokenizer, e.length, e.seed) for store in stores]
+    rows = parts[0]
+    if len(parts) > 1:
+        weights = [part.weight for part in e.data.mixture]
+        given = None if None in weights else weights
+        shares = mixture.shares([len(store) for store in stores], given, e.data.temperature, e.data.limit)
+        rows = MixedRows(parts, shares, e.seed)
+    return Feed(Batches(rows, e.rows), make_held_out(e, corpora, start, say, folder))
+
+
+def make_held_out(
+    experiment: Experiment, corpora: Sequence[Corpus], start: Start, say: TrainingProgress, folder: Path | None
+) -> list[HeldOut]:
+    """What is held out of each corpus, as the task's examples, prepared in `folder`; None: in memory."""
+    return [
+        HeldOut(corpus.name, corpus.held_out, _store(experiment, corpus.held_out, start, say, folder))
+        for corpus in corpora
+        if len(corpus.held_out)
+    ]
+
+
+def _store(e: Experiment, documents: Documents, start: Start, say: TrainingProgress, folder: Path | None) -> Store:
+    task, tokenizer = e.task, start.tokenizer
+
+    def examples(document: Document) -> Iterable[dict[str, Any]]:
+        return task.examples(document, tokenizer)
+
+    # Messages are written by the chat template, of which the tokenizer's fingerprint says nothing.
+    template = "" if tokenizer is None else tokenizer.chat_template or ""
+    fingerprint = f"{codec.to_json(task)} {tokenizer and tokenizer.fingerprint()}{template}"
+    with say.preparing(len(documents)) as progress:
+        return prepare.prepare(
+            documents,
+            examples,
+            task.fields(start.model.config.vocab),
+            fingerprint,
+            folder,
+            progress=progress,
+        )

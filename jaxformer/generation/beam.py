@@ -1,0 +1,200 @@
+"""Beam search: several continuations of a prompt at once, of which the likeliest whole one is kept.
+
+B prompts, W beams of each, R = B * W rows, K candidates of a prompt, N columns, V vocabulary. Candidates, ends and
+ranks are those of the reference implementation.
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import Array, lax
+
+from jaxformer.nn.cache import Cache
+
+
+@struct.dataclass
+class Beam:
+    """Carry on the `width` likeliest continuations of each prompt, and keep as many that have ended.
+
+    Those that ended are ranked by the sum of their log-probabilities / length ** length_penalty, the eos counted
+    and forced tokens taken as certain. `samples` of `generate`, at most `width`, are the best of them.
+    """
+
+    width: int = struct.field(pytree_node=False, default=4)
+    length_penalty: float | Array = 1.0
+    """0 ranks by the sum, 1 by the mean; the larger, the longer are the continuations that win."""
+    early_stopping: bool | Literal["never"] = struct.field(pytree_node=False, default=False)
+    """When a prompt's search ends, once `width` continuations have. True: at once. False: when the best that goes
+    on is not above the worst of them at its present length. "never": when it is not at the best length it may get.
+    """
+
+    def checked(self) -> "Beam":
+        """The same with its number as an array; raises one ValueError that lists all that is out of its range."""
+        wrong = []
+        if self.width != int(self.width) or self.width < 1:
+            wrong.append(f"width is {self.width}: give the number of beams, at least 1")
+        if not np.isfinite(self.length_penalty):
+            wrong.append(f"length_penalty is {self.length_penalty}: give a number, 0 for none")
+        if self.early_stopping not in (True, False, "never"):
+            wrong.append(f'early_stopping is {self.early_stopping!r}: give True, False or "never"')
+        if wrong:
+            raise ValueError("this strategy cannot search:\n" + "\n".join(f"  - {line}" for line in wrong))
+        return Beam(int(self.width), np.float32(self.length_penalty), self.early_stopping)
+
+    def rows(self, samples: int, whole: bool) -> int:
+        """Rows that a prompt takes while it is decoded, whose `samples` best are asked for.
+
+        Raises ValueError where these are more, and where tokens are wanted before the `whole` is known.
+        """
+        if not whole:
+            raise ValueError("beam search knows its tokens only at the end, and cannot be streamed: call generate")
+        if samples > self.width:
+            raise ValueError(f"samples is {samples}: of {self.width} beams give at most {self.width}, or widen them")
+        return self.width
+
+
+@struct.dataclass
+class Hypotheses:
+    """W continuations of each prompt."""
+
+    tokens: Array
+    """int32 [B, W, N], pad behind the end."""
+    scores: Array
+    """float32 [B, W, N]: log-probability of each token under the model, 0 behind the end."""
+    lengths: Array
+    """int32 [B, W]."""
+    ranks: Array
+    """float32 [B, W]: the larger the better; -inf where there is no hypothesis."""
+
+    def picked(self, index_BK: Array) -> "Hypotheses":
+        """K of each prompt's W."""
+
+        def pick(leaf: Array) -> Array:
+            return jnp.take_along_axis(leaf, index_BK.reshape(index_BK.shape + (1,) * (leaf.ndim - 2)), axis=1)
+
+        return jax.tree.map(pick, self)
+
+    def written(self, step: Array, token_BW: Array, score_BW: Array, rank_BW: Array) -> "Hypotheses":
+        """Each with a token in column `step`."""
+
+        def put(leaf: Array, new_BW: Array) -> Array:
+            return lax.dynamic_update_slice(leaf, new_BW[:, :, None], (0, 0, step))
+
+        tokens, scores = put(self.tokens, token_BW), put(self.scores, score_BW)
+        return Hypotheses(tokens, scores, jnp.full_like(token_BW, step + 1), rank_BW)
+
+
+@struct.dataclass
+class Search:
+    """Beam search between two tokens."""
+
+    cache: Cache
+    """Of R rows, a prompt's beams side by side, in the order of the step before."""
+    rows: Array
+    """int32 [R]: the row of the cache that each beam has come from."""
+    running: Hypotheses
+    """What goes on, best first; all have `step` tokens."""
+    finished: Hypotheses
+    """The best that have ended, best first."""
+    done: Array
+    """bool [B]: nothing can enter `finished` any more."""
+    last: Array
+    """int32 [R]: the newest tokens, which the model has not seen yet."""
+    step: Array
+    """int32 scalar: the columns that are filled."""
+
+    def reordered(self) -> Cache:
+        """The cache with each row's past in it; of the prompt's slots all beams have the same."""
+        return self.cache.gathered(self.rows, self.cache.slots - self.running.tokens.shape[2])
+
+    def best(self, count: int) -> Hypotheses:
+        """The `count` best of each prompt that have ended, on the host, without the axis W: rows side by side."""
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[:, :count].reshape(-1, *leaf.shape[2:]), self.finished)
+
+
+def begin(cache: Cache, width: int, room: int, pad: Array) -> Search:
+    """A search that has no token yet, over a cache of R rows; of equal beams only the first one counts."""
+    rows = cache.valid.shape[0]
+    batch = rows // width
+    none = Hypotheses(
+        tokens=jnp.full((batch, width, room), pad),
+        scores=jnp.zeros((batch, width, room), jnp.float32),
+        lengths=jnp.zeros((batch, width), jnp.int32),
+        ranks=jnp.full((batch, width), -jnp.inf, jnp.float32),
+    )
+    return Search(
+        cache=cache,
+        rows=jnp.arange(rows),
+        running=none.replace(ranks=none.ranks.at[:, 0].set(0)),  # type: ignore[attr-defined]
+        finished=none,
+        done=jnp.zeros(batch, bool),
+        last=jnp.zeros(rows, jnp.int32),
+        step=jnp.zeros((), jnp.int32),
+    )
+
+
+def take(search: Search, logits_RV: Array, strategy: Beam, eos: Array, forced: Array, limit: Array) -> Search:
+    """The search with one more column.
+
+    `eos` int32 [ids]: what ends a row. `forced`: the token that must come now, -1 for none. `limit`: N at most.
+    """
+    batch, width, _ = search.running.tokens.shape
+    candidates, parent_BK = _candidates(search, logits_RV, eos.size, forced)
+    token_BK = lax.dynamic_index_in_dim(candidates.tokens, search.step, axis=2, keepdims=False)
+    length = search.step + 1
+    ended_BK = jnp.any(token_BK[:, :, None] == eos[None, None, :], axis=2) | (length == limit)
+
+    rank_BW, going_BW = lax.top_k(jnp.where(ended_BK, -jnp.inf, candidates.ranks), width)
+    running = candidates.picked(going_BW).replace(ranks=rank_BW)  # type: ignore[attr-defined]
+
+    # A candidate behind the width-th is there to go on in place of one that ended, and may not end itself.
+    enters_BK = ended_BK & (jnp.arange(ended_BK.shape[1]) < width)[None, :] & ~search.done[:, None]
+    rank_BK = jnp.where(enters_BK, candidates.ranks / length**strategy.length_penalty, -jnp.inf)
+    both = jax.tree.map(
+        lambda *pair: jnp.concatenate(pair, axis=1),
+        search.finished,
+        candidates.replace(ranks=rank_BK),  # type: ignore[attr-defined]
+    )
+    finished = both.picked(lax.top_k(both.ranks, width)[1])
+
+    row_BW = jnp.take_along_axis(parent_BK, going_BW, axis=1) + width * jnp.arange(batch)[:, None]
+    return Search(
+        cache=search.cache,
+        rows=row_BW.reshape(-1),
+        running=running,
+        finished=finished,
+        done=search.done | _over(running.ranks[:, 0], finished.ranks[:, -1], strategy, length, limit),
+        last=jnp.take_along_axis(token_BK, going_BW, axis=1).reshape(-1),
+        step=length,
+    )
+
+
+def _candidates(search: Search, logits_RV: Array, ends: int, forced: Array) -> tuple[Hypotheses, Array]:
+    """(the K likeliest continuations by one token, best first, ranked by their sums; the beam each came from).
+
+    K leaves W that go on, however many of the best have ended by one of the `ends` ids.
+    """
+    batch, width, _ = search.running.tokens.shape
+    vocab = logits_RV.shape[-1]
+    score_RV = jax.nn.log_softmax(logits_RV)
+    certain_V = jnp.where(jnp.arange(vocab) == forced, 0.0, -jnp.inf)
+    sum_RV = jnp.where(forced < 0, score_RV, certain_V[None, :]) + search.running.ranks.reshape(-1, 1)
+    kept = width * min(max(2, 1 + ends), vocab)
+    rank_BK, flat_BK = lax.top_k(sum_RV.reshape(batch, width * vocab), kept)
+    parent_BK, token_BK = flat_BK // vocab, flat_BK % vocab
+    score_BK = jnp.take_along_axis(score_RV.reshape(batch, width * vocab), flat_BK, axis=1)
+    return search.running.picked(parent_BK).written(search.step, token_BK, score_BK, rank_BK), parent_BK
+
+
+def _over(best_B: Array, worst_B: Array, strategy: Beam, length: Array, limit: Array) -> Array:
+    """Where what goes on, its best sum `best_B`, may not displace the worst of W that have ended: bool [B].
+
+    `worst_B` is -inf where fewer than W have ended, `best_B` where nothing goes on.
+    """
+    if strategy.early_stopping == "never":
+        length = jnp.where(strategy.length_penalty > 0, limit, length)
+    over_B = ~(best_B / length**strategy.length_penalty > worst_B)
+    return over_B | (worst_B > -jnp.inf) if strategy.early_stopping is True else over_B
