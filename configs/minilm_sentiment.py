@@ -5,6 +5,8 @@
     jaxformer train configs/minilm_sentiment.py
     jaxformer train configs/minilm_sentiment_lora.py
 
+Expect 92.7% of 613 held-out sentences (one run; 225 steps took 13 minutes on two cores that had other work too).
+
 The encoder is all-MiniLM-L6-v2 (22.7 million parameters, Apache-2.0), out of a package that pip installs.
 """
 

@@ -6,7 +6,7 @@
 
 As in the paper: post-norm blocks, sinusoids, one vocabulary for both languages and the logits, label smoothing 0.1,
 a warm-up and then the root of the step, the mean of the last five checkpoints. Unlike it: three layers of width 192,
-dropout 0.1, and muon in place of Adam.
+dropout 0.1, and muon in place of Adam. Only its first steps have been run yet: what to expect is not known.
 """
 
 from jaxformer.experiment import Experiment
