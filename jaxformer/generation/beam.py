@@ -42,7 +42,8 @@ class Beam:
             wrong.append(f'early_stopping is {self.early_stopping!r}: give True, False or "never"')
         if wrong:
             raise ValueError("this strategy cannot search:\n" + "\n".join(f"  - {line}" for line in wrong))
-        return Beam(int(self.width), np.float32(self.length_penalty), self.early_stopping)
+        rule = self.early_stopping if self.early_stopping == "never" else bool(self.early_stopping)
+        return Beam(int(self.width), np.float32(self.length_penalty), rule)
 
     def rows(self, samples: int, whole: bool) -> int:
         """Rows that a prompt takes while it is decoded, whose `samples` best are asked for.
@@ -127,7 +128,7 @@ def begin(cache: Cache, width: int, room: int, pad: Array) -> Search:
     )
     return Search(
         cache=cache,
-        rows=jnp.arange(rows),
+        rows=jnp.arange(rows, dtype=jnp.int32),
         running=none.replace(ranks=none.ranks.at[:, 0].set(0)),  # type: ignore[attr-defined]
         finished=none,
         done=jnp.zeros(batch, bool),
@@ -160,7 +161,7 @@ def take(search: Search, logits_RV: Array, strategy: Beam, eos: Array, forced: A
     )
     finished = both.picked(lax.top_k(both.ranks, width)[1])
 
-    row_BW = jnp.take_along_axis(parent_BK, going_BW, axis=1) + width * jnp.arange(batch)[:, None]
+    row_BW = jnp.take_along_axis(parent_BK, going_BW, axis=1) + width * jnp.arange(batch, dtype=jnp.int32)[:, None]
     return Search(
         cache=search.cache,
         rows=row_BW.reshape(-1),

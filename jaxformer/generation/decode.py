@@ -107,8 +107,9 @@ def generate(
 
     `tokens`: lists of ids, or an integer array [B, T] whose `mask` [B, T] is False on padding, on either
     side. `eos`: the ids that end a row; None takes those of the model's card, `()` never stops. `pad`: None
-    takes the card's, else the first eos, else 0. `samples`: rows made of each prompt. `key`: a jax key; None
-    draws a fresh one from the system, and reports it. `adapter`: the collection "lora" (nn/linear.py).
+    takes the card's, else the first eos, else 0. `samples`: rows made of each prompt, of a beam search the best.
+    `key`: a jax key; None draws a fresh one from the system, and reports it. `adapter`: the collection "lora"
+    (nn/linear.py).
 
     Raises ValueError, before any work, for prompts that are empty, hold ids that the model does not know, or
     do not fit its positions together with the new tokens, and for numbers out of their range.

@@ -120,6 +120,16 @@ def test_a_rule_that_stops_later_finds_better():
     assert at_once.sum() + 0.1 < behind.sum() < never.sum() - 0.1
 
 
+def test_nothing_goes_on_behind_an_end():
+    """Each row has one of the ids that end it in its last column, if in any."""
+    for penalty in (0.0, 1.0, 2.0):
+        found = run("rotary", strategy=Beam(2, penalty, "never"), eos=range(8), samples=2)
+        columns, last = np.arange(NEW)[None, :], found.lengths[:, None] - 1
+        ends = (found.tokens < 8) & (columns <= last)
+        assert not (ends & (columns < last)).any()
+        assert (ends.any(axis=1) | (found.lengths == NEW)).all()
+
+
 def test_forced_tokens_stand_where_the_card_wants_them():
     model, params = case("relative")
     card = Card(generation={"forced_bos_token_id": 11, "forced_eos_token_id": 22, "eos_token_id": 22})
