@@ -88,9 +88,12 @@ def test_the_card_says_what_the_model_is_and_how_it_is_opened(hub_of_folders):
     model, params = small()
     source.push_to_hub("who/what", model, params, about="Trained on sums.", license="mit")
     text = (hub_of_folders / "who/what/main/README.md").read_text()
-    data = huggingface_hub.ModelCard(text).data
-    assert (data.license, data.pipeline_tag, data.library_name) == ("mit", "text-generation", "transformers")
-    assert data.tags == ["jaxformer", "jax", "llama"]
+    assert huggingface_hub.ModelCard(text).data.to_dict() == {
+        "license": "mit",
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["jaxformer", "jax", "llama"],
+    }
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     assert f"| parameters | {count:,} |" in text
     assert "Trained on sums." in text
