@@ -257,7 +257,7 @@ class Fitter:
         mean = lambda *leaves: (sum(leaf.astype(jnp.float32) for leaf in leaves) / len(leaves)).astype(
             leaves[0].dtype
         )
-        return state.replace(params=jax.tree.map(mean, *found))  # type: ignore[attr-defined]
+        return dataclasses.replace(state, params=jax.tree.map(mean, *found))
 
     @contextlib.contextmanager
     def batches(self, start: int) -> Iterator[Iterator[Any]]:

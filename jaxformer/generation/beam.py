@@ -4,6 +4,7 @@ B prompts, W beams of each, R = B * W rows, K candidates of a prompt, N columns,
 ranks are those of the reference implementation.
 """
 
+import dataclasses
 from typing import Literal
 
 import jax
@@ -129,7 +130,7 @@ def begin(cache: Cache, width: int, room: int, pad: Array) -> Search:
     return Search(
         cache=cache,
         rows=jnp.arange(rows, dtype=jnp.int32),
-        running=none.replace(ranks=none.ranks.at[:, 0].set(0)),  # type: ignore[attr-defined]
+        running=dataclasses.replace(none, ranks=none.ranks.at[:, 0].set(0)),
         finished=none,
         done=jnp.zeros(batch, bool),
         last=jnp.zeros(rows, jnp.int32),
@@ -149,7 +150,7 @@ def take(search: Search, logits_RV: Array, strategy: Beam, eos: Array, forced: A
     ended_BK = jnp.any(token_BK[:, :, None] == eos[None, None, :], axis=2) | (length == limit)
 
     rank_BW, going_BW = lax.top_k(jnp.where(ended_BK, -jnp.inf, candidates.ranks), width)
-    running = candidates.picked(going_BW).replace(ranks=rank_BW)  # type: ignore[attr-defined]
+    running = dataclasses.replace(candidates.picked(going_BW), ranks=rank_BW)
 
     # A candidate behind the width-th is there to go on in place of one that ended, and may not end itself.
     enters_BK = ended_BK & (jnp.arange(ended_BK.shape[1]) < width)[None, :] & ~search.done[:, None]
@@ -157,7 +158,7 @@ def take(search: Search, logits_RV: Array, strategy: Beam, eos: Array, forced: A
     both = jax.tree.map(
         lambda *pair: jnp.concatenate(pair, axis=1),
         search.finished,
-        candidates.replace(ranks=rank_BK),  # type: ignore[attr-defined]
+        dataclasses.replace(candidates, ranks=rank_BK),
     )
     finished = both.picked(lax.top_k(both.ranks, width)[1])
 

@@ -1,5 +1,6 @@
 """What decoding remembers. L layers, B batch, S slots, T new tokens, K key heads, C head dim."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -64,7 +65,8 @@ class Cache:
 
     def advance(self, mask_BT: Array, positions_BT: Array) -> "Cache":
         """The cache with T more tokens entered in the books; their keys are written by the layers."""
-        return self.replace(  # type: ignore[attr-defined]
+        return dataclasses.replace(
+            self,
             valid=lax.dynamic_update_slice(self.valid, mask_BT, (0, self.end)),
             positions=lax.dynamic_update_slice(self.positions, positions_BT, (0, self.end)),
             end=self.end + mask_BT.shape[1],
@@ -78,7 +80,8 @@ class Cache:
             widths[axis] = (0, slots - self.slots)
             return jnp.pad(leaf, widths)
 
-        return self.replace(  # type: ignore[attr-defined]
+        return dataclasses.replace(
+            self,
             layers=jax.tree.map(lambda leaf: pad(leaf, leaf.ndim - 2), self.layers),
             valid=pad(self.valid, 1),
             positions=pad(self.positions, 1),
@@ -107,7 +110,7 @@ class Cache:
             picked = jnp.take(behind, rows, axis=leaf.ndim - 4, mode="clip")
             return lax.dynamic_update_slice_in_dim(leaf, picked, start, axis=leaf.ndim - 2)
 
-        return self.replace(layers=jax.tree.map(pick, self.layers))  # type: ignore[attr-defined]
+        return dataclasses.replace(self, layers=jax.tree.map(pick, self.layers))
 
 
 def empty(config: StackConfig, batch: int, slots: int, dtype: Any, listed: bool = False, cross: int = 0) -> Cache:

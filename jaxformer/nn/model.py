@@ -91,8 +91,8 @@ class Model(nn.Module):
         mask = given.get("decoder_mask" if decoder_tokens is not None else "mask")
         pooled, extra = self.heads.beside(out.hidden, mask)
         if self.config.head is None or not (logits or self.is_initializing()):
-            return out.replace(pooled=pooled, extra=extra)  # type: ignore[attr-defined]
-        return out.replace(logits=self.unembed(out.hidden), pooled=pooled, extra=extra)  # type: ignore[attr-defined]
+            return dataclasses.replace(out, pooled=pooled, extra=extra)
+        return dataclasses.replace(out, logits=self.unembed(out.hidden), pooled=pooled, extra=extra)
 
     def _one(self, tokens: Array | None, decoder_tokens: Array | None, deterministic: bool, **given: Any) -> Output:
         second = {"decoder_tokens": decoder_tokens} | {
@@ -217,7 +217,7 @@ class Model(nn.Module):
         start, cache = cache.end, cache.advance(mask, positions)
         if cache.cross is not None and encoder_hidden is not None:
             seen = jnp.ones(encoder_hidden.shape[:2], bool) if encoder_mask is None else encoder_mask.astype(bool)
-            cache = cache.replace(cross_valid=seen)  # type: ignore[attr-defined]
+            cache = dataclasses.replace(cache, cross_valid=seen)
         view = View(Visibility(causal=True, valid_k=cache.valid, start=start))
         cross = None
         if self.config.encoder is not None:
@@ -225,7 +225,7 @@ class Model(nn.Module):
         hidden, memory, aux = self.decoder(
             x_BTE, positions, view, cross, Memory(cache.layers, cache.cross), types_BT=types_BT
         )
-        cache = cache.replace(layers=memory.attention, cross=memory.cross)
+        cache = dataclasses.replace(cache, layers=memory.attention, cross=memory.cross)
         return Output(hidden, aux=aux, cache=cache, encoder_hidden=encoder_hidden)
 
     def unembed(self, hidden: Array) -> Array:

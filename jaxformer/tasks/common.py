@@ -1,5 +1,6 @@
 """What a task is, and what tasks share. B batch, T length, D width, P places that are predicted."""
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -129,7 +130,7 @@ def with_aux(loss: Array, out: Output, train: bool) -> Array:
 
 def at_places(out: Output, places: Array) -> Output:
     """The output with the hidden vectors at `places` int [B, P] alone: [B, P, D]."""
-    return out.replace(hidden=jnp.take_along_axis(out.hidden, places[:, :, None], axis=1))  # type: ignore[attr-defined]
+    return dataclasses.replace(out, hidden=jnp.take_along_axis(out.hidden, places[:, :, None], axis=1))
 
 
 def means(sums: Mapping[str, tuple[Any, float]]) -> dict[str, float]:
