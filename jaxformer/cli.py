@@ -36,8 +36,9 @@ def _dispatch(name: str, arguments: list[str]) -> int:
     except BrokenPipeError:  # whoever read our output has seen enough; what is left of it must not fail at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
-        if type(error).__module__.startswith(("jax", "flax", "orbax")):
+    except (ValueError, OSError, RuntimeError, FloatingPointError, ImportError) as error:
+        is_found_missing = isinstance(error, ImportError) and error.name is not None  # by Python, not by us
+        if is_found_missing or type(error).__module__.startswith(("jax", "flax", "orbax")):
             raise  # a fault of ours, or of the machine: the traceback is the message
         return _complain(str(error), 1)
 

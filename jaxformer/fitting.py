@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import shutil
 import signal
 import threading
@@ -93,6 +94,8 @@ def fit(
         found = starting.loaded(experiment, mesh)
         for part in corpora:
             say.skipped(part.training.skipped)
+        if not (of_data := folder.path / "data.json").exists():
+            write_json(of_data, [corpus.described() for corpus in corpora])
         tokenizer = _tokenizer(experiment, found, corpora, folder.path, say)
         start = starting.begin(experiment, found, tokenizer, mesh)
         feed = make_feed(experiment, corpora, start, say)
@@ -301,11 +304,11 @@ def averaged(state: TrainState) -> Any:
 
 def check_rows(experiment: Experiment, mesh: Mesh) -> None:
     """Raises ValueError where the rows of a batch cannot be shared evenly by the devices."""
-    sharing = mesh.shape["data"] * mesh.shape["fsdp"]
+    sharing = math.prod(mesh.shape[axis] for axis in sharding.BATCH)
     if experiment.rows // experiment.accumulate % sharing:
         raise ValueError(
             f"rows {experiment.rows} in {experiment.accumulate} microbatches cannot be shared evenly by the {sharing}"
-            " devices of mesh data x fsdp: change rows, accumulate or the mesh"
+            f" devices of mesh {' x '.join(sharding.BATCH)}: change rows, accumulate or the mesh"
         )
 
 

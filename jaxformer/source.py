@@ -35,7 +35,8 @@ def from_pretrained(
 ) -> Loaded:
     """(model, params, tokenizer) of a folder in the published layout, a hub id, a .gguf file, or a run's folder.
 
-    Of a run it takes `model/`, else the newest checkpoint. `head` asks for another head than the published one,
+    Of a run it takes `model/`, else the newest checkpoint; of an adapter's folder in peft's layout the model that
+    it names, the adapter merged into it. `head` asks for another head than the published one,
     as far as the family has it: "lm", "embed" (none), "classify:58" and "tag:9" with a number of labels, "answer";
     which parameters of heads were drawn anew and which tensors dropped is logged. `dtype` is what parameters are
     stored as (a name or a jax dtype; None: as in the file, and export is then bit-exact; float32 of a .gguf).
@@ -54,6 +55,8 @@ def from_pretrained(
         return _published(folder, head, dtype, mesh)
     if (folder / "model" / hub.CONFIG).is_file():
         return _published(folder / "model", head, dtype, mesh)
+    if (folder / adapters.CONFIG).is_file():
+        return _adapted(folder, head, dtype, mesh)
     if len(only := sorted(folder.glob(f"*{gguf.SUFFIX}"))) == 1:
         return _gguf(only[0], head, dtype, mesh)
     if (folder / "checkpoints").is_dir():
@@ -62,7 +65,7 @@ def from_pretrained(
         return _checkpoint(folder, dtype, mesh)
     raise FileNotFoundError(
         f"{folder}: no model: looked for {hub.CONFIG} (the published layout), a single {gguf.SUFFIX} file, "
-        "model/ and checkpoints/ (a run)"
+        f"model/ and checkpoints/ (a run), {adapters.CONFIG} (an adapter)"
     )
 
 
@@ -107,7 +110,7 @@ def save_pretrained(
 def load_adapter(
     folder: str | os.PathLike[str], model: Model, params: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(params, adapter) of a folder in peft's layout, for a model that has these parameters or their kind.
+    """(params, adapter) of a folder in peft's layout, or a hub id, for a model that has such parameters.
 
     The adapter is the collection "lora", float32. `params` come back as they are, but for heads that were trained
     and saved with the adapter.
@@ -119,7 +122,7 @@ def load_adapter(
     flat = tree.flatten(params)
     shapes = {path: tuple(leaf.shape) for path, leaf in flat.items()}
     rows = family.names(model.config)
-    adapter, heads = adapters.read(Path(folder).expanduser(), rows, shapes, family.PREFIX)
+    adapter, heads = adapters.read(hub.resolve(folder), rows, shapes, family.PREFIX)
     return tree.unflatten(flat | tree.flatten(heads)), adapter
 
 
@@ -239,6 +242,17 @@ def _filled(
             logger.warning("%s, head=%r: %s: %s", source, head, what, ", ".join(found))
     drawn = sharding.init(model, jax.random.key(0), dtype, mesh, only=planned.fresh) if planned.fresh else {}
     return convert.place(planned, shapes, tree.flatten(drawn))
+
+
+def _adapted(folder: Path, head: str | None, dtype: Any, mesh: Mesh | None) -> Loaded:
+    base = hub.read_json(folder / adapters.CONFIG).get("base_model_name_or_path")
+    if not base:
+        raise ValueError(
+            f"{folder / adapters.CONFIG} does not say by base_model_name_or_path what it adapts: read that model, "
+            "then load_adapter"
+        )
+    model, params, tokenizer = from_pretrained(base, head, dtype, mesh)
+    return model, lora.merge(*load_adapter(folder, model, params)), tokenizer
 
 
 def _checkpoint(folder: Path, dtype: Any, mesh: Mesh | None) -> Loaded:

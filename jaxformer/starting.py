@@ -75,8 +75,7 @@ def begin(experiment: Experiment, found: source.Loaded | None, tokenizer: Tokeni
     else:
         model, params = _model(e, found[0].config, found[0].card), found[1]
         shapes = params
-    read = getattr(e.task, "frozen", None)  # of a task whose loss reads more than the model: a teacher
-    beside = {} if read is None else read(model, tokenizer, mesh)
+    beside = e.task.frozen(model, tokenizer, mesh) if isinstance(e.task, common.Besides) else {}
     if not e.freeze and e.adapter is None:
         return Start(model, tokenizer, _abstract(shapes), params, beside, e.seed, mesh)
     if params is None:
@@ -103,8 +102,8 @@ def _adapted(e: Experiment, model: Model, params: Params) -> tuple[Params, Param
 
 
 def _model(e: Experiment, config: ModelConfig, card: Card) -> Model:
-    named = getattr(e.task, "card", None)  # of a task that has names for what its model says
-    return Model(config, e.compute, e.remat, e.unroll, e.kernel, card if named is None else named(card))
+    named = e.task.card(card) if isinstance(e.task, common.Naming) else card
+    return Model(config, e.compute, e.remat, e.unroll, e.kernel, named)
 
 
 def _abstract(params: Params) -> Params:

@@ -23,6 +23,7 @@ def stream(
     eos: int | Sequence[int] | None = None,
     key: Array | None = None,
     adapter: Any = None,
+    prefix: bool = False,
 ) -> Iterator[str]:
     """Give what follows the prompt, in pieces of whole characters.
 
@@ -34,7 +35,8 @@ def stream(
         prompt = tokenizer.encode(prompt) or [id for id in (tokenizer.bos,) if id is not None]
     if eos is None:
         eos = model.card.special("eos") or tuple(id for id in (tokenizer.eos,) if id is not None)
-    new = stream_tokens(model, params, [prompt], max_new_tokens, strategy=strategy, eos=eos, key=key, adapter=adapter)
+    given = {"strategy": strategy, "eos": eos, "key": key, "adapter": adapter, "prefix": prefix}
+    new = stream_tokens(model, params, [prompt], max_new_tokens, **given)
     return whole_characters(tokenizer, list(prompt), (int(ids[0]) for ids in new))
 
 

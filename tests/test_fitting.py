@@ -74,6 +74,10 @@ def test_a_list_of_strings_is_enough(run):
     names = {entry.name for entry in run.folder.iterdir()}
     assert {"experiment.json", "tokenizer", "metrics.jsonl", "tensorboard", "curves.png"} <= names
     assert {"checkpoints", "model", "result.json"} <= names
+    (data,) = json.loads((run.folder / "data.json").read_text())
+    assert data["training"]["documents"] + data["held_out"]["documents"] == len(TEXTS)
+    assert data["training"]["bytes"] + data["held_out"]["bytes"] == sum(len(text.encode()) for text in TEXTS)
+    assert data["training"]["fingerprint"] != data["held_out"]["fingerprint"]
     assert (run.folder / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 

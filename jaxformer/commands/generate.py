@@ -32,6 +32,8 @@ class Options:
     """Draw from the likeliest tokens that make up this share of the probability."""
     seed: int | None = None
     """Equal seeds give equal texts; left out, a new one is drawn and printed."""
+    prefix: bool = False
+    """Read the prompt in both directions, for models that were trained so."""
 
 
 def main(arguments: list[str]) -> int:
@@ -46,7 +48,8 @@ def main(arguments: list[str]) -> int:
     greedy = options.temperature == 0
     strategy = Greedy() if greedy else Sample(options.temperature, options.top_k, options.top_p)
     sys.stdout.write(prompt)
-    for text in stream(model, params, tokenizer, prompt, options.tokens, strategy=strategy, key=jax.random.key(seed)):
+    given = model, params, tokenizer, prompt, options.tokens, strategy
+    for text in stream(*given, key=jax.random.key(seed), prefix=options.prefix):
         sys.stdout.write(text)
         sys.stdout.flush()
     sys.stdout.write("\n")

@@ -11,17 +11,17 @@ _HARMLESS = """
     diversity_penalty do_sample dtype early_stopping encoder_no_repeat_ngram_size eos_token_id
     exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id
     gradient_checkpointing id2label init_std initializer_factor initializer_range is_decoder label2id
-    length_penalty max_length min_length model_type no_repeat_ngram_size num_beam_groups num_beams num_labels
-    num_return_sequences output_attentions output_hidden_states output_past output_scores pad_token_id prefix
-    problem_type remove_invalid_values repetition_penalty return_dict return_dict_in_generate sep_token_id
-    suppress_tokens task_specific_params temperature tf_legacy_loss tokenizer_class top_k top_p
-    torch_dtype torchscript transformers.js_config transformers_version typical_p unk_token_id
-    use_bfloat16 use_cache
+    length_penalty max_length max_position_embeddings min_length model_type no_repeat_ngram_size num_beam_groups
+    num_beams num_labels num_return_sequences output_attentions output_hidden_states output_past output_scores
+    pad_token_id prefix problem_type remove_invalid_values repetition_penalty return_dict return_dict_in_generate
+    sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss tokenizer_class top_k top_p
+    torch_dtype torchscript transformers.js_config transformers_version typical_p unk_token_id use_bfloat16 use_cache
 """
 HARMLESS = frozenset(_HARMLESS.split())
 """Attributes of any model type that say nothing of the architecture: they stay on the model's card.
 
-Dropout of attention weights and of what a head reads is in training alone, and there is none of it here.
+Where no table of positions has that size, max_position_embeddings says how long rows were. Dropout of attention
+weights and of what a head reads is in training alone, and there is none of it here.
 """
 
 FIXED = {

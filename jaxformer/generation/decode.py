@@ -99,6 +99,7 @@ def generate(
     samples: int = 1,
     key: Array | None = None,
     adapter: Any = None,
+    prefix: bool = False,
 ) -> Generated:
     """Continue prompts until each row has met an eos, or holds `max_new_tokens` new tokens.
 
@@ -109,12 +110,13 @@ def generate(
     side. `eos`: the ids that end a row; None takes those of the model's card, `()` never stops. `pad`: None
     takes the card's, else the first eos, else 0. `samples`: rows made of each prompt, of a beam search the best.
     `key`: a jax key; None draws a fresh one from the system, and reports it. `adapter`: the collection "lora"
-    (nn/linear.py).
+    (nn/linear.py). `prefix`: a decoder's prompt is read in both directions, for models that were trained so (prefix
+    language models: Raffel et al., 2020, section 3.2.1).
 
     Raises ValueError, before any work, for prompts that are empty, hold ids that the model does not know, or
     do not fit its positions together with the new tokens, and for numbers out of their range.
     """
-    given = mask, strategy, eos, pad, decoder_tokens, samples, key, adapter
+    given = mask, strategy, eos, pad, decoder_tokens, samples, key, adapter, prefix
     state, request = start(model, params, tokens, max_new_tokens, *given, whole=True)
     state = steps(model, state, request, np.int32(max_new_tokens))
     found, ranks = state, None
@@ -140,6 +142,7 @@ def start(
     samples: int,
     key: Array | None,
     adapter: Any,
+    prefix: bool,
     whole: bool = False,
 ) -> tuple[State | Search, Request]:
     """Arguments of `generate`, checked -> the state after its first token, and what the next steps need.
@@ -148,6 +151,8 @@ def start(
     """
     read, rows = prompts.read_and_continued(model, prompts.rows_of(tokens, mask), decoder_tokens)
     prompts.check(model, read, rows, max_new_tokens, samples)
+    if prefix and read is not None:
+        raise ValueError("prefix is for a decoder alone: what this model reads in both directions is its encoder's")
     strategy, copies = strategy.checked(), samples
     if isinstance(strategy, Beam):
         copies = strategy.rows(samples, whole)
@@ -164,10 +169,10 @@ def start(
     )
     room = prompts.bucket(max_new_tokens)
     source = None if read is None else prompts.right_aligned(read)
-    return prefill(model, source, *prompts.right_aligned(rows), request, room, copies), request
+    return prefill(model, source, *prompts.right_aligned(rows), request, room, copies, prefix), request
 
 
-@functools.partial(jax.jit, static_argnames=("model", "room", "copies"))
+@functools.partial(jax.jit, static_argnames=("model", "room", "copies", "prefix"))
 def prefill(
     model: Model,
     source: tuple[Array, Array] | None,
@@ -176,10 +181,11 @@ def prefill(
     request: Request,
     room: int,
     copies: int,
+    prefix: bool,
 ) -> State | Search:
     """Read the prompts [B, T] in one pass, make `copies` rows of each with `room` for N tokens, draw the first.
 
-    `source`: what an encoder reads and its mask, each [B, S].
+    `source`: what an encoder reads and its mask, each [B, S]. `prefix`: the tokens of a prompt all see each other.
     """
     batch, length = tokens.shape
     listed = isinstance(request.variables["params"]["decoder"]["blocks"], list)
@@ -190,6 +196,7 @@ def prefill(
     if source is not None:
         hidden = model.apply(request.variables, source[0], mask=source[1], method="encode")
         encoded = {"encoder_hidden": hidden, "encoder_mask": source[1]}
+    encoded |= {"prefix": mask} if prefix else {}
     out = model.apply(request.variables, tokens, mask=mask, cache=cache, **encoded, method="decode")
     logits_BV = model.apply(request.variables, out.hidden[:, -1], method="unembed")
     rows = batch * copies

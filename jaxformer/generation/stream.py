@@ -27,15 +27,15 @@ def stream_tokens(
     samples: int = 1,
     key: Array | None = None,
     adapter: Any = None,
+    prefix: bool = False,
 ) -> Iterator[np.ndarray]:
     """Give int32 [B], one more token of each row: the columns of `generate` for the same arguments and key.
 
     Arguments and errors are those of `generate`; errors come with the call. Ends when every row has ended;
     nothing more is computed once the generator is closed.
     """
-    state, request = decode.start(
-        model, params, tokens, max_new_tokens, mask, strategy, eos, pad, decoder_tokens, samples, key, adapter
-    )
+    given = mask, strategy, eos, pad, decoder_tokens, samples, key, adapter, prefix
+    state, request = decode.start(model, params, tokens, max_new_tokens, *given)
     return _columns(model, state, request, max_new_tokens)
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
-from jax import Array
+from jax import Array, lax
 
 from jaxformer.config import Card, ModelConfig, StackConfig
 from jaxformer.nn import cache as caches
@@ -186,7 +186,11 @@ class Model(nn.Module):
         cache: Cache | None = None,
         deterministic: bool = True,
     ) -> Output:
-        """Tokens int [B, T] -> hidden vectors, without logits. prefix bool [B, T]: tokens that all see each other."""
+        """Tokens int [B, T] -> hidden vectors, without logits.
+
+        prefix bool [B, T]: tokens that all see each other; those that a cache holds from an earlier call see none of
+        them.
+        """
         x_BTE = self._embed(tokens, embeddings)
         batch, length = x_BTE.shape[:2]
         types_BT = self._types(token_types, self.config.decoder)
@@ -208,8 +212,8 @@ class Model(nn.Module):
             return Output(hidden, aux=aux, encoder_hidden=encoder_hidden)
         if self.config.encoder is not None and cache.cross is None:
             raise ValueError("this cache has no room for the encoder's keys: give empty_cache its encoder_length")
-        if segments is not None or prefix is not None:
-            raise ValueError("segments and prefix cannot be combined with a cache: decode one document a row")
+        if segments is not None:
+            raise ValueError("segments cannot be combined with a cache: decode one document a row")
         mask = jnp.ones((batch, length), bool) if mask is None else mask.astype(bool)
         if positions is None:
             past = jnp.sum(cache.valid, axis=1, dtype=jnp.int32, keepdims=True)
@@ -218,7 +222,8 @@ class Model(nn.Module):
         if cache.cross is not None and encoder_hidden is not None:
             seen = jnp.ones(encoder_hidden.shape[:2], bool) if encoder_mask is None else encoder_mask.astype(bool)
             cache = dataclasses.replace(cache, cross_valid=seen)
-        view = View(Visibility(causal=True, valid_k=cache.valid, start=start))
+        ahead = None if prefix is None else lax.dynamic_update_slice(jnp.zeros_like(cache.valid), prefix, (0, start))
+        view = View(Visibility(causal=True, valid_k=cache.valid, start=start, prefix_q=prefix, prefix_k=ahead))
         cross = None
         if self.config.encoder is not None:
             cross = View(Visibility(valid_k=cache.cross_valid), encoder_hidden)

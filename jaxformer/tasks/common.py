@@ -7,9 +7,10 @@ from typing import Any, Protocol, runtime_checkable
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh
 
 from jaxformer import tree
-from jaxformer.config import LearnedConfig, ModelConfig
+from jaxformer.config import Card, LearnedConfig, ModelConfig
 from jaxformer.losses import Metrics, cross_entropy
 from jaxformer.nn.model import Model, Output
 from jaxformer.text.prepare import Example, Store
@@ -27,9 +28,7 @@ LOAD_BALANCE, ROUTER_Z = 1e-2, 1e-3
 class Task(Protocol):
     """What a model is trained to do: which examples a document gives, how they stand in rows, and the loss.
 
-    A frozen dataclass whose fields are its options. A task may also have `predict` and `score` (see `Predicting`);
-    `card(card)`, the model's card with the names of what it says; `frozen(model, tokenizer, mesh)`, what the loss
-    reads beside the model, such as a teacher.
+    A frozen dataclass whose fields are its options. A task may also be one of `Predicting`, `Naming` and `Besides`.
     """
 
     @property
@@ -90,6 +89,24 @@ class Predicting(Protocol):
 
     def score(self, predictions: list[Any], documents: Sequence[Document]) -> dict[str, float]:
         """How good they are, beside what the documents say."""
+        ...
+
+
+@runtime_checkable
+class Naming(Protocol):
+    """What a task also has that names what its model says."""
+
+    def card(self, card: Card) -> Card:
+        """The model's card with these names."""
+        ...
+
+
+@runtime_checkable
+class Besides(Protocol):
+    """What a task also has whose loss reads more than the model, such as a teacher."""
+
+    def frozen(self, model: Model, tokenizer: Tokenizer | None, mesh: Mesh) -> Mapping[str, Any]:
+        """What that is, on the mesh: it stands in `frozen` of the loss."""
         ...
 
 

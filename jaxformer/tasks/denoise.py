@@ -10,8 +10,8 @@ from jaxformer.config import ModelConfig
 from jaxformer.nn.model import Model
 from jaxformer.tasks.common import means, needs, too_long
 from jaxformer.tasks.masked_lm import mask_id
-from jaxformer.tasks.seq2seq import Seq2Seq, cut, write
-from jaxformer.tasks.span import bare, pairs_row, windows
+from jaxformer.tasks.seq2seq import Seq2Seq, cut, pairs_row, write
+from jaxformer.tasks.span import bare, windows
 from jaxformer.text.boundaries import boundaries
 from jaxformer.text.corrupt import DenoiseConfig, denoise
 from jaxformer.text.pack import bins

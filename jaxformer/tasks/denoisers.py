@@ -10,8 +10,8 @@ from jaxformer.config import ModelConfig
 from jaxformer.nn.model import Model
 from jaxformer.tasks.common import means, needs, too_long
 from jaxformer.tasks.prefix_lm import prefix_loss, prefix_row
-from jaxformer.tasks.seq2seq import Seq2Seq
-from jaxformer.tasks.span import bare, end, few_sentinels, named_ids, pairs_row, sentinel_names
+from jaxformer.tasks.seq2seq import Seq2Seq, pairs_row
+from jaxformer.tasks.span import bare, end, few_sentinels, named_ids, sentinel_names
 from jaxformer.text.prepare import Example, Store
 from jaxformer.text.records import Document
 from jaxformer.text.rows import Row, Rows, StreamRows

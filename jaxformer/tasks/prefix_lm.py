@@ -12,8 +12,8 @@ from jaxformer.losses import Metrics
 from jaxformer.nn.model import Model
 from jaxformer.tasks.causal_lm import marked
 from jaxformer.tasks.common import means, needs, run, too_long, variables, vocabulary_loss
-from jaxformer.tasks.seq2seq import Seq2Seq
-from jaxformer.tasks.span import bare, end, pairs_row, windows
+from jaxformer.tasks.seq2seq import Seq2Seq, pairs_row
+from jaxformer.tasks.span import bare, end, windows
 from jaxformer.text.pack import bins
 from jaxformer.text.prepare import Example, Store
 from jaxformer.text.records import Document

@@ -87,16 +87,8 @@ class Seq2Seq:
         together = bins([np.minimum(store.lengths[side], size) for side, size in most.items()], [*most.values()], 0)
 
         def make(examples: list[Example], random: np.random.Generator) -> Row:
-            source, target = (
-                side_by_side([cut(example[side], size) for example in examples], size) for side, size in most.items()
-            )
-            return {
-                **source,
-                "targets": target["tokens"],
-                "decoder_segments": target["segments"],
-                "decoder_positions": target["positions"],
-                "weights": (target["segments"] > 0).astype(np.float32),
-            }
+            sources, targets = ([cut(example[side], size) for example in examples] for side, size in most.items())
+            return pairs_row(sources, targets, length, self.target_length)
 
         return BinRows(store, seed, make, together)
 
@@ -159,6 +151,20 @@ def write(
         for i, row, size in zip(some, out.tokens, out.lengths, strict=False):
             texts[i] = tokenizer.decode(row[:size].tolist())
     return texts
+
+
+def pairs_row(sources: Sequence[np.ndarray], targets: Sequence[np.ndarray], length: int, target_length: int) -> Row:
+    """Pairs side by side: int32 tokens, segments, positions [S]; targets, decoder_segments, decoder_positions int32
+    and float32 weights [T].
+    """
+    target = side_by_side(targets, target_length)
+    return {
+        **side_by_side(sources, length),
+        "targets": target["tokens"],
+        "decoder_segments": target["segments"],
+        "decoder_positions": target["positions"],
+        "weights": (target["segments"] > 0).astype(np.float32),
+    }
 
 
 def ended(tokenizer: Tokenizer, text: str) -> np.ndarray:

@@ -13,10 +13,10 @@ from jaxformer.config import ModelConfig
 from jaxformer.nn.model import Model
 from jaxformer.tasks.common import means, needs, too_long
 from jaxformer.tasks.labels import Windows
-from jaxformer.tasks.seq2seq import Seq2Seq
+from jaxformer.tasks.seq2seq import Seq2Seq, pairs_row
 from jaxformer.text.prepare import Example, Store
 from jaxformer.text.records import Document
-from jaxformer.text.rows import Row, Rows, StreamRows, side_by_side
+from jaxformer.text.rows import Row, Rows, StreamRows
 from jaxformer.text.spans import span_corruption, span_counts, span_lengths
 from jaxformer.text.tokenizer import Tokenizer
 from jaxformer.train.step import LossFn
@@ -84,20 +84,6 @@ class SpanCorruption:
     def metrics(self, sums: Mapping[str, tuple[Any, float]], size: int) -> dict[str, float]:
         """The mean loss in nats a token of the targets, and accuracy."""
         return means(sums)
-
-
-def pairs_row(sources: Sequence[np.ndarray], targets: Sequence[np.ndarray], length: int, target_length: int) -> Row:
-    """Pairs side by side: int32 tokens, segments, positions [S]; targets, decoder_segments, decoder_positions int32
-    and float32 weights [T]. What `Seq2Seq` reads.
-    """
-    target = side_by_side(targets, target_length)
-    return {
-        **side_by_side(sources, length),
-        "targets": target["tokens"],
-        "decoder_segments": target["segments"],
-        "decoder_positions": target["positions"],
-        "weights": (target["segments"] > 0).astype(np.float32),
-    }
 
 
 def bare(document: Document, tokenizer: Tokenizer | None) -> np.ndarray:

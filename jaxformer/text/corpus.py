@@ -173,6 +173,14 @@ class Corpus:
     training: Documents
     held_out: Documents
 
+    def described(self) -> dict[str, Any]:
+        """What a run notes of its data: of both sides how much it is, and its fingerprint."""
+        sides = {"training": self.training, "held_out": self.held_out}
+        return {"name": self.name} | {
+            side: {"documents": len(found), "bytes": found.size, "fingerprint": found.fingerprint}
+            for side, found in sides.items()
+        }
+
 
 def open_corpora(
     data: Iterable[str | np.ndarray | Mapping[str, Any]] | None, config: DataConfig, columns: Sequence[str] = ()

@@ -62,8 +62,9 @@ class SentencePieceTokenizer:
         return self.processor.encode(list(texts)) if texts else []
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of `ids`; special ids are skipped."""
-        return self.processor.decode([int(i) for i in ids if int(i) not in self._skipped])
+        """Text of `ids`; special ids are skipped, and those behind the vocabulary, which a model may have."""
+        kept = (id for id in map(int, ids) if id < self.vocab_size and id not in self._skipped)
+        return self.processor.decode(list(kept))
 
     def piece(self, id: int) -> str:
         """How the vocabulary writes `id`."""

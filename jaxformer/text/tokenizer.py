@@ -67,7 +67,7 @@ class Tokenizer(Protocol):
         ...
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of `ids`; special ids are skipped."""
+        """Text of `ids`; special ids are skipped, and those behind the vocabulary, which a model may have."""
         ...
 
     def piece(self, id: int) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from jaxformer.text.files import write_file
 from jaxformer.text.special import Published, named_after_roles, read_published, write_special
@@ -158,7 +158,8 @@ def train_wordpiece(
 ) -> JsonTokenizer:
     """Trains WordPiece as BERT has it: words and "##" continuations, text normalized (not lossless).
 
-    Special ids: [PAD] 0, [UNK] 1, [CLS] 2, [SEP] 3, [MASK] 4, then `specials`.
+    Special ids: [PAD] 0, [UNK] 1, [CLS] 2, [SEP] 3, [MASK] 4, then `specials`. The template puts [CLS] before a text
+    and [SEP] behind it.
     """
     normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     characters: Counter[str] = Counter()
@@ -192,4 +193,6 @@ def train_wordpiece(
     inner.normalizer = normalizer
     inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     inner.decoder = decoders.WordPiece(cleanup=False)
+    sep, cls = ((token := WORDPIECE_TOKENS[role], vocab[token]) for role in ("sep", "cls"))
+    inner.post_processor = processors.BertProcessing(sep, cls)
     return JsonTokenizer(inner, named_after_roles(specials) | WORDPIECE_TOKENS, split_special=True)

@@ -23,7 +23,7 @@ from jaxformer.names import Row
 from jaxformer.weights import convert, hub, layout
 from jaxformer.weights.mapped import open_safetensors
 
-CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, TENSORS = hub.ADAPTER
 BASE, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 RANKS = "ranks"
 """Key in the metadata of the tensors: {published product: the rank of each of its parts}, as JSON, where the parts

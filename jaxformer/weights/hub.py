@@ -42,6 +42,8 @@ ABOUT = (
     *("modules.json", "sentence_*_config.json", "config_sentence_transformers.json"),
     *("1_Pooling", "1_Pooling/config.json", "2_Normalize", "2_Normalize/config.json"),
 )
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+"""Names of the files of an adapter, which has a folder of its own."""
 LAYOUT = (*ABOUT, *(name for names in TENSORS for name in names))
 """Names of the files of a published model; * stands for a number."""
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -75,9 +77,9 @@ def resolve(source: str | os.PathLike[str], revision: str | None = None) -> Path
         raise FileNotFoundError(f"{source}: no such folder, and not a hub id of the form owner/name")
     try:
         for names in TENSORS:
-            wanted = [*ABOUT, *names]
+            wanted = [*ABOUT, *ADAPTER, *names]
             folder = Path(huggingface_hub.snapshot_download(hub_id, revision=revision, allow_patterns=wanted))
-            if any((folder / name).is_file() for name in names):
+            if any((folder / name).is_file() for name in (*names, *ADAPTER)):
                 break
         return folder
     except (OSError, ValueError) as error:

@@ -15,6 +15,7 @@ from jaxformer.config import (
     AttentionConfig,
     BlockConfig,
     InputConfig,
+    LearnedConfig,
     MlpConfig,
     ModelConfig,
     SinusoidConfig,
@@ -58,6 +59,16 @@ def equal_folders(a, b):
     files = sorted(path.name for path in a.iterdir())
     assert files == sorted(path.name for path in b.iterdir())
     assert [name for name in files if (a / name).read_bytes() != (b / name).read_bytes()] == []
+
+
+@one_of_each
+def test_a_run_from_scratch_may_say_how_long_its_rows_were(hf):
+    config = architecture(hf)
+    stacks = (stack for stack in (config.encoder, config.decoder) if stack is not None)
+    if any(isinstance(stack.input.positions, LearnedConfig) for stack in stacks):
+        pytest.skip("a table of positions has that size")
+    model_type, written = families.publish(config)
+    assert families.family(model_type).config(written | {"max_position_embeddings": 128}) == config
 
 
 # Without the reference: what we write we read, and write again.

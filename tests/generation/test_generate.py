@@ -84,6 +84,20 @@ def test_greedy_tokens_are_those_of_full_passes(case, form, monkeypatch):
     assert result.lengths.tolist() == [NEW] * 3
 
 
+def test_a_prompt_that_is_seen_as_a_whole_is_continued_as_by_full_passes(case):
+    model, params = case
+    result = generate(model, params, PROMPTS, NEW, eos=(), prefix=True)
+    for prompt, new, scores in zip(PROMPTS, result.tokens, result.scores, strict=True):
+        row = np.pad(np.asarray([[*prompt, *new]], np.int32), ((0, 0), (0, 24 - len(prompt) - NEW)))
+        prefix = np.arange(24)[None] < len(prompt)
+        logits = np.asarray(jax.jit(model.apply)({"params": params}, row, prefix=prefix).logits)[0, len(prompt) - 1 :]
+        assert new.tolist() == logits[:NEW].argmax(-1).tolist()
+        np.testing.assert_allclose(scores, log_softmax(logits[:NEW]).max(-1), atol=1e-4)
+    streamed = np.stack(list(stream_tokens(model, params, PROMPTS, NEW, eos=(), prefix=True)), 1)
+    np.testing.assert_array_equal(streamed, result.tokens)
+    assert np.abs(generate(model, params, PROMPTS, NEW, eos=()).scores - result.scores).max() > 1e-3
+
+
 def test_padding_changes_nothing(case):
     model, params = case
     together = generate(model, params, PROMPTS, NEW, eos=())

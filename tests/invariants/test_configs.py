@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxformer import codec, optimizer, sharding
+from jaxformer import codec, families, optimizer, sharding
 from jaxformer.experiment import Experiment
+from jaxformer.families import heads
 from jaxformer.nn.model import Model
 from jaxformer.sharding import MeshConfig, make_mesh
 from jaxformer.source import from_pretrained
@@ -17,20 +18,31 @@ from jaxformer.source import from_pretrained
 FILES = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
 
 
-@pytest.fixture(scope="module", params=FILES, ids=lambda file: file.stem)
-def experiment(request):
+def opened(file):
     try:
-        return runpy.run_path(str(request.param))["config"]()
+        return runpy.run_path(str(file))["config"]()
     except ModuleNotFoundError as error:
         pytest.skip(f"not installed: {error}")
 
 
+@pytest.fixture(scope="module", params=FILES, ids=lambda file: file.stem)
+def experiment(request):
+    return opened(request.param)
+
+
 @pytest.fixture(scope="module")
 def model(experiment):
-    """Its model from scratch, or the one that it begins from with the head of its task."""
+    """Its model from scratch, or the one that it begins from, with the head of its task."""
     if experiment.model is not None:
         return Model(experiment.model)
-    return from_pretrained(experiment.start, head=experiment.task.head)[0]
+    first = FILES[0].with_name(f"{Path(experiment.start).name}.py")
+    if not first.is_file():
+        return from_pretrained(experiment.start, head=experiment.task.head)[0]
+    model_type, published = families.publish(opened(first).model)
+    family = families.family(model_type)
+    if experiment.task.head is not None:
+        published = heads.with_head(published, family.ARCHITECTURES, experiment.task.head)
+    return Model(family.config(published))
 
 
 def test_there_are_configs():

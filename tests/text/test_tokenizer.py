@@ -90,7 +90,7 @@ def test_ids_are_within_the_vocabulary_and_special_ids_are_skipped(config, train
     special = [tokenizer.bos, tokenizer.eos, tokenizer.pad]
     assert None not in special
     assert not set(special) & set(ids)
-    assert tokenizer.decode([special[0], *ids, *special[1:]]) == tokenizer.decode(ids)
+    assert tokenizer.decode([special[0], *ids, *special[1:], tokenizer.vocab_size]) == tokenizer.decode(ids)
     assert "".join(map(tokenizer.piece, tokenizer.encode("return"))).replace("##", "") == "return"
 
 

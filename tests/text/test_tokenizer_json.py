@@ -49,6 +49,16 @@ def test_wordpiece_keeps_words_and_continues_them():
     assert (tokenizer.bos, tokenizer.eos) == (tokenizer.specials["cls"], tokenizer.specials["sep"])
 
 
+def test_who_reads_our_wordpiece_with_the_library_alone_gets_the_special_tokens_too(tmp_path):
+    tokenizer = train_wordpiece(["Playing plays played play player"] * 10, 60)
+    tokenizer.save(tmp_path)
+    alone, play = Tokenizer.from_file(str(tmp_path / "tokenizer.json")), tokenizer.encode("play")
+    assert alone.encode("play").ids == [2, *play, 3] == tokenizer.template(play)[0]
+    pair = alone.encode("play", "plays")
+    assert (pair.ids, pair.type_ids) == tokenizer.template(play, tokenizer.encode("plays"))
+    assert load_json(tmp_path).template == tokenizer.template
+
+
 def test_an_id_outside_the_vocabulary_is_an_error(tmp_path):
     published(tmp_path)
     with pytest.raises(IndexError, match="id 99 is not in this vocabulary of 5"):
