@@ -44,9 +44,11 @@ class Attention(nn.Module):
     ) -> tuple[Array, LayerCache | None]:
         """Return ([B, T, D], the cache with the new keys and values)."""
         c, width = self.config, x_BTD.shape[-1]
+        scale = c.head_dim**-0.5 if c.scale is None else c.scale
+        gain = c.head_dim**-0.5 / scale  # scores begin with unit variance: of T5, whose scale is 1, too
         query, key, value = (
-            functools.partial(Linear((width,), (heads, c.head_dim), name in c.bias, name=name))
-            for name, heads in (("query", c.heads), ("key", c.kv_heads), ("value", c.kv_heads))
+            functools.partial(Linear((width,), (heads, c.head_dim), name in c.bias, gain, name=name))
+            for name, heads, gain in (("query", c.heads, gain), ("key", c.kv_heads, 1.0), ("value", c.kv_heads, 1.0))
         )
         q_BTHC = self._normed("query", constrain(query(x_BTD), ("batch", "length", "heads", "head_dim")))
         if view.rotation is not None:
@@ -61,7 +63,6 @@ class Attention(nn.Module):
                 cache = cache.write(k_BSKC, v_BSKC, 0 if self.cross else view.visibility.start, layer)
         if cache is not None:
             k_BSKC, v_BSKC = cache.read(layer)
-        scale = c.head_dim**-0.5 if c.scale is None else c.scale
         out_BTHC = attend(
             q_BTHC,
             k_BSKC,

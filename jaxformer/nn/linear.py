@@ -128,12 +128,14 @@ class Linear(nn.Module):
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     bias: bool = False
+    gain: float = 1.0
+    """What the kernel, as it is drawn, does to the size of a vector."""
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """[..., *inputs] -> [..., *outputs], in x's dtype."""
-        n = len(self.inputs)
-        y = product(x, _kernel(self, math.prod(self.inputs) ** -0.5, (*self.inputs, *self.outputs)), n)
+        n, std = len(self.inputs), self.gain * math.prod(self.inputs) ** -0.5
+        y = product(x, _kernel(self, std, (*self.inputs, *self.outputs)), n)
         if self.has_variable("lora", "a"):
             adapter = self.variables["lora"]
             if "dropout" in adapter and self.has_rng("dropout"):

@@ -223,3 +223,15 @@ def test_what_writes_to_the_residual_stream_begins_small():
         kernel = np.asarray(blocks[group][name]["kernel"])
         assert kernel.std() == pytest.approx(inputs**-0.5 * factor, rel=0.12), name
         assert not np.allclose(kernel[0], kernel[1])
+
+
+@pytest.mark.parametrize("scale", [None, 1.0, 0.1])
+def test_scores_begin_alike_whatever_they_are_multiplied_by(scale):
+    """Else a T5 from scratch, whose scale is 1, would begin with each query looking at one key alone."""
+    attention, x = AttentionConfig(4, 4, 16, scale=scale), jax.random.normal(ONE, (1, 8, 64))
+    view = View(Visibility())
+    layer = Block(dataclasses.replace(tiny_models()["rotary"].decoder.pattern[0], attention=attention), parent=None)
+    params = layer.init(TWO, x, view, None, Memory(), None)["params"]["attention"]
+    query, key = (np.asarray(params[name]["kernel"]) for name in ("query", "key"))
+    assert query.std() * (0.25 if scale is None else scale) == pytest.approx(64**-0.5 * 16**-0.5, rel=0.05)
+    assert key.std() == pytest.approx(64**-0.5, rel=0.05)
