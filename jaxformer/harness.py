@@ -293,4 +293,4 @@ def _padded(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
 def _tracked(batches: Sequence[T]) -> Iterable[T]:
     """The batches, with a bar on a terminal."""
     console = Console(stderr=True)
-    return track(batches, "lm-eval", console=console, disable=not console.is_terminal)
+    return track(batches, "asking the model", console=console, disable=not console.is_terminal)

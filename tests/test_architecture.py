@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parents[1] / "jaxformer"
 
 # A room is a module or a package directly under jaxformer/; "" is jaxformer/__init__.py itself.
 FLOORS = (
-    {"parts", "codec", "names", "tree"},
+    {"parts", "codec", "names", "tree", "sandbox"},
     {"config"},
     {"families", "text", "nn"},
     {"opt_state", "scores"},
@@ -25,7 +25,7 @@ FLOORS = (
     {"weights", "train", "generation"},
     {"source", "constrain", "stream_text", "tasks", "align", "pipelines", "inspect"},
     {"experiment", "machine", "verify", "testing", "harness"},
-    {"starting"},
+    {"starting", "humaneval"},
     {"feed"},
     {"evaluating"},
     {"fitting"},
