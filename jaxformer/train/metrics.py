@@ -127,7 +127,7 @@ def draw_curves(lines: list[Line], path: Path, title: str) -> None:
     _curve(loss, *_series(lines, "values", "loss"), label="training")
     steps, values = _series(lines, "values", "held_out/loss")
     loss.plot(steps, values, "o-", color="C1", markersize=4, label="held out")
-    loss.set(title=title, ylabel="loss (nats per token)")
+    loss.set(title=title, ylabel="loss (nats)")
     if loss.get_legend_handles_labels()[0]:
         loss.legend(frameon=False)
     small = [
