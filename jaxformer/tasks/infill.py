@@ -36,6 +36,8 @@ class Infill:
     """Chance that a document's part is turned."""
     spm: float = 0.5
     """Chance that a turned one begins with what comes after the middle."""
+    lines: int | None = None
+    """The middle is whole lines, each behind its newline, and at most so many; None: from any token to any other."""
 
     columns: ClassVar[tuple[str, ...]] = ()
     head: ClassVar[None] = None
@@ -49,6 +51,8 @@ class Infill:
             for name, value in chances.items()
             if not 0 <= value <= 1
         ]
+        if self.lines is not None and self.lines < 1:
+            found.append(f"task.lines is {self.lines}: make it above zero, or None")
         return found + CausalLM().problems(model, length)
 
     def fields(self, vocab: int) -> dict[str, int]:
@@ -64,14 +68,18 @@ class Infill:
         sentinels, eos = named_ids(tokenizer, SENTINELS), end(tokenizer)
         bos = None if tokenizer is None else tokenizer.bos
         ids = dict(zip(("prefix", "suffix", "middle"), sentinels, strict=True)) | {"eos": eos}
+        newline = None if self.lines is None else newlines(tokenizer)
 
         def transform(row: Row, random: np.random.Generator) -> Row:
             tokens, segments = row["tokens"].copy(), row["segments"]
             for segment in range(1, int(segments.max()) + 1):
                 places = np.flatnonzero(segments == segment)
                 places = places[int(tokens[places[0]] == bos) :]
-                shape = {"length": len(places)} | ids
-                tokens[places] = fill_in_the_middle(tokens[places], random, rate=self.rate, spm=self.spm, **shape)
+                shape = {"length": len(places), "lines": self.lines or 1} | ids
+                breaks = None if newline is None else np.flatnonzero(newline[tokens[places]])
+                tokens[places] = fill_in_the_middle(
+                    tokens[places], random, rate=self.rate, spm=self.spm, breaks=breaks, **shape
+                )
             return row | {"tokens": tokens}
 
         return StreamRows(store, length, seed, transform=transform)
@@ -86,12 +94,22 @@ class Infill:
         return values | {"perplexity": math.exp(min(values["loss"], 700.0))}
 
 
-def infill_prompt(tokenizer: Tokenizer, before: str, after: str) -> np.ndarray:
-    """Ids int32 behind which a model writes what stands between two texts."""
+def newlines(tokenizer: Tokenizer | None) -> np.ndarray:
+    """Which ids begin with a newline, bool [vocab]."""
+    assert tokenizer is not None  # it has named the sentinels
+    return np.array([tokenizer.decode([id]).startswith("\n") for id in range(tokenizer.vocab_size)])
+
+
+def infill_prompt(tokenizer: Tokenizer, before: str, after: str, spm: bool = False) -> np.ndarray:
+    """Ids int32 behind which a model writes what stands between two texts.
+
+    `spm` puts the second text first, so that what is written follows what was before it, as in any text.
+    """
     prefix, suffix, middle = named_ids(tokenizer, SENTINELS)
     first = [] if tokenizer.bos is None else [tokenizer.bos]
-    ids = [*first, prefix, *tokenizer.encode(before), suffix, *tokenizer.encode(after), middle]
-    return np.array(ids, np.int32)
+    read, rest = tokenizer.encode(before), tokenizer.encode(after)
+    turned = [prefix, suffix, *rest, middle, *read] if spm else [prefix, *read, suffix, *rest, middle]
+    return np.array([*first, *turned], np.int32)
 
 
 def complete(
@@ -102,10 +120,11 @@ def complete(
     rows: int,
     most: int,
     strategy: Strategy = Greedy(),
+    spm: bool = False,
 ) -> list[str]:
     """What the model writes between the texts of each pair (before, after), at most `most` tokens; `rows` at a time.
 
     A text is best cut where its tokens are: before a space or a line's end rather than behind it.
     """
-    prompts = [infill_prompt(tokenizer, before, after) for before, after in gaps]
+    prompts = [infill_prompt(tokenizer, before, after, spm) for before, after in gaps]
     return write(model, held, tokenizer, prompts, rows, most, strategy)

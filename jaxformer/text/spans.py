@@ -185,10 +185,13 @@ def fill_in_the_middle(
     length: int,
     rate: float = 0.5,
     spm: float = 0.5,
+    breaks: np.ndarray | None = None,
+    lines: int = 1,
 ) -> np.ndarray:
     """A piece of one document, `length` tokens at most, with the chance `rate` turned so that its middle comes last.
 
-    Cut at two random places into p, m, s, it becomes prefix p suffix s middle m eos (PSM), or with the chance `spm`
+    Cut at two random places, or at two of `breaks` (ascending) with at most `lines` stretches between them, into
+    p, m, s, it becomes prefix p suffix s middle m eos (PSM), or with the chance `spm`
     prefix suffix s middle p m eos (SPM, as in joint training), where the words stand for the ids given (Bavarian et
     al., section 3). A piece that is not turned stays as it is.
 
@@ -201,7 +204,15 @@ def fill_in_the_middle(
     text = (tokens[:-1] if ended else tokens)[: max(length - 4, 0)]
     if random.random() >= rate or not len(text):
         return tokens[:length]
-    before, between, after = np.split(text, np.sort(random.integers(len(text) + 1, size=2)))
+    if breaks is None:
+        cuts = np.sort(random.integers(len(text) + 1, size=2))
+    else:
+        breaks = breaks[breaks <= len(text)]
+        if len(breaks) < 2:
+            return tokens[:length]
+        first = int(random.integers(len(breaks) - 1))
+        cuts = breaks[[first, min(first + int(random.integers(lines)) + 1, len(breaks) - 1)]]
+    before, between, after = np.split(text, cuts)
     pre, suf, mid, end = np.array([[prefix], [suffix], [middle], [eos]], np.int32)
     if random.random() < spm:
         return np.concatenate([pre, suf, after, mid, before, between, end])

@@ -87,6 +87,22 @@ def test_a_part_of_a_document_is_turned_by_itself_and_ended(kit, tokenizer):
             assert (row["tokens"] == was["tokens"]).all()
 
 
+@pytest.mark.parametrize("lines", [1, 2])
+def test_a_middle_of_lines_begins_with_a_newline_and_so_does_what_follows(kit, tokenizer, lines):
+    texts = ["".join(f"def f{i}{k}(x):\n    return {i}\n\n" for k in range(4)) for i in range(4)]
+    rows, found = kit.rows(Infill(rate=1.0, spm=0.0, lines=lines), texts, tokenizer, 160, seed=1), set()
+    for number in range(20 * rows.count):
+        row = rows.row(number)
+        for segment in range(1, row["segments"].max() + 1):
+            piece = row["tokens"][row["segments"] == segment].tolist()
+            if tokenizer.id(SENTINELS[2]) in piece:
+                _, two, three = parts(piece[piece[0] == tokenizer.bos :], tokenizer)
+                middle, after = tokenizer.decode(three), tokenizer.decode(two)
+                assert middle[0] == after[0] == "\n"
+                found.add(middle.count("\n"))
+    assert found == {*range(1, lines + 1)}
+
+
 def test_half_of_the_documents_are_turned_by_default(kit, tokenizer):
     rows = kit.rows(Infill(), TEXTS, tokenizer, 120, seed=1)
     middle, turned, whole = tokenizer.id(SENTINELS[2]), 0, 0
@@ -119,14 +135,15 @@ def test_rows_of_weight_zero_change_nothing(kit, tokenizer):
     kit.assert_equal_sums(TURNED, made, kit.random_params(made), batch, noise)
 
 
-def test_the_middle_of_texts_that_were_learnt_is_completed(kit):
+@pytest.mark.parametrize(("task", "spm"), [(TURNED, False), (SUFFIX_FIRST, True)])
+def test_the_middle_of_texts_that_were_learnt_is_completed(kit, task, spm):
     texts = ["the red fox runs over the hill", "a blue dog sits in his house", "my old cat eats all her fish"]
     tokenizer = train_tokenizer(TokenizerConfig("sentencepiece", 400, specials=SENTINELS), texts * 3)
-    made, rows = model(kit, tokenizer), kit.rows(TURNED, texts, tokenizer, 40, seed=0)
+    made, rows = model(kit, tokenizer), kit.rows(task, texts, tokenizer, 40, seed=0)
     batch = stack([rows.row(number) for number in range(48 * rows.count)])
-    params, _ = kit.overfit(TURNED, made, batch, steps=300)
+    params, _ = kit.overfit(task, made, batch, steps=300)
     gaps = [("the red", " runs"), ("a blue", " sits"), ("my old", " eats")]
-    assert complete(made, {"params": params}, tokenizer, gaps, 2, 8) == [" fox", " dog", " cat"]
+    assert complete(made, {"params": params}, tokenizer, gaps, 2, 8, spm=spm) == [" fox", " dog", " cat"]
 
 
 def test_a_prompt_by_hand(tokenizer):
@@ -134,12 +151,14 @@ def test_a_prompt_by_hand(tokenizer):
     before, after = tokenizer.encode("def f"), tokenizer.encode("return")
     wanted = [tokenizer.bos, prefix, *before, suffix, *after, middle]
     assert infill_prompt(tokenizer, "def f", "return").tolist() == wanted
+    wanted = [tokenizer.bos, prefix, suffix, *after, middle, *before]
+    assert infill_prompt(tokenizer, "def f", "return", spm=True).tolist() == wanted
 
 
 def test_problems_say_what_a_model_or_tokenizer_lacks(kit, tokenizer, plain):
     good = model(kit, tokenizer).config
     assert Infill().problems(good, 64) == []
-    assert len(Infill(rate=1.5, spm=-1).problems(good, 64)) == 2
+    assert len(Infill(rate=1.5, spm=-1, lines=0).problems(good, 64)) == 3
     assert len(Infill().problems(kit.model("encoder", tokenizer).config, 64)) == 3
     with pytest.raises(ValueError, match=r"train one with tokenizer\.specials that name them, or start from a model"):
         kit.rows(Infill(), TEXTS, plain, 24)

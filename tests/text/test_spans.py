@@ -231,6 +231,19 @@ def test_the_middle_comes_last_by_hand():
     assert cut.tolist() == [7001, 10, 7002, 13, 7003, 11, 12, EOS]
 
 
+def test_the_middle_is_whole_lines_by_hand():
+    breaks = np.array([0, 2, 5, 7])
+    one = fill_in_the_middle(text(8), Script(0.4, 1, 0, 0.5), **FIM, length=12, breaks=breaks)
+    assert one.tolist() == [7001, 10, 11, 7002, 15, 16, 17, 7003, 12, 13, 14, EOS]
+    two = fill_in_the_middle(text(8), Script(0.4, 1, 1, 0.5), **FIM, length=12, breaks=breaks, lines=2)
+    assert two.tolist() == [7001, 10, 11, 7002, 17, 7003, 12, 13, 14, 15, 16, EOS]
+    most = fill_in_the_middle(text(8), Script(0.4, 2, 4, 0.5), **FIM, length=12, breaks=breaks, lines=9)
+    assert most.tolist() == [7001, 10, 11, 12, 13, 14, 7002, 17, 7003, 15, 16, EOS]
+    short = fill_in_the_middle(text(8), Script(0.4, 0, 0, 0.5), **FIM, length=8, breaks=breaks)  # of 4 tokens
+    assert short.tolist() == [7001, 7002, 12, 13, 7003, 10, 11, EOS]
+    assert fill_in_the_middle(text(8), Script(0.4), **FIM, length=5, breaks=breaks).tolist() == [10, 11, 12, 13, 14]
+
+
 def unturned(tokens: list[int]) -> list[int]:
     """The text of a piece, turned or not."""
     if 7001 not in tokens:
@@ -241,10 +254,11 @@ def unturned(tokens: list[int]) -> list[int]:
     return tokens[1:suf] + tokens[mid + 1 : -1] + tokens[suf + 1 : mid]
 
 
-@given(st.integers(0, 40), st.integers(1, 44), SEEDS, st.booleans())
-def test_a_turned_piece_fits_and_loses_only_its_end(size, length, seed, ended):
+@given(st.integers(0, 40), st.integers(1, 44), SEEDS, st.booleans(), st.none() | st.sets(st.integers(0, 40)))
+def test_a_turned_piece_fits_and_loses_only_its_end(size, length, seed, ended, breaks):
     tokens = np.append(text(size), [EOS] * ended)
-    out = fill_in_the_middle(tokens, seeded(seed), **FIM, length=length).tolist()
+    breaks = None if breaks is None else np.array(sorted(breaks), int)
+    out = fill_in_the_middle(tokens, seeded(seed), **FIM, length=length, breaks=breaks).tolist()
     assert len(out) <= length
     whole = unturned(out)
     assert whole == tokens[: len(whole)].tolist()

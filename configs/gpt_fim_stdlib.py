@@ -1,0 +1,52 @@
+"""A small code model that fills in the middle, on the Python standard library of this machine.
+
+    jaxformer train configs/gpt_fim_stdlib.py
+    python configs/baselines/infill.py runs/gpt_fim_stdlib
+
+Only its first steps have been run yet: what to expect is not known.
+"""
+
+from jaxformer.config import (
+    AttentionConfig,
+    BlockConfig,
+    HeadConfig,
+    MlpConfig,
+    ModelConfig,
+    NormConfig,
+    RopeConfig,
+    StackConfig,
+)
+from jaxformer.experiment import Experiment
+from jaxformer.optimizer import OptimizerConfig
+from jaxformer.tasks import Infill
+from jaxformer.text.corpus import DataConfig
+from jaxformer.text.tokenizer import TokenizerConfig
+
+VOCAB, WIDTH, LAYERS, HEADS = 2048, 128, 3, 4
+
+
+def config() -> Experiment:
+    """The experiment; `jaxformer train configs/gpt_fim_stdlib.py --help` tells what can be changed."""
+    norm = NormConfig("rms", 1e-5)
+    attention = AttentionConfig(HEADS, HEADS // 2, WIDTH // HEADS, rope=RopeConfig())
+    block = BlockConfig(attention, MlpConfig(384, "silu", gated=True, bias=False), norm)
+    return Experiment(
+        name="gpt_fim_stdlib",
+        model=ModelConfig(
+            VOCAB,
+            WIDTH,
+            decoder=StackConfig((block,), LAYERS, causal=True, final_norm=norm),
+            head=HeadConfig(tied=True),
+        ),
+        data=DataConfig(files=("stdlib",)),
+        task=Infill(rate=0.8, spm=1.0, lines=1),
+        tokenizer=TokenizerConfig("sentencepiece", VOCAB, across_words=False, specials=Infill.specials),
+        optimizer=OptimizerConfig("muon", peak_lr=1.6e-2, warmup_steps=30, end_lr_ratio=0.01),
+        steps=1800,
+        rows=16,
+        length=128,
+        evaluate_every=600,
+        evaluate_batches=20,
+        save_every=600,
+        remat="full",
+    )
