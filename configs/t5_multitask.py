@@ -3,7 +3,8 @@
     jaxformer train configs/t5_span_debian.py
     jaxformer train configs/t5_multitask.py
 
-Only its first steps have been run yet: what to expect is not known.
+Its tasks have as many rows each; t5_alone.py learns one of them from as many rows, to compare. Only first steps of
+both have been run yet: what to expect is not known.
 """
 
 from jaxformer.experiment import Experiment

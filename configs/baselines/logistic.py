@@ -4,10 +4,9 @@
     python configs/baselines/logistic.py sections data/debian
     python configs/baselines/logistic.py names data/brown
 
-Learns once from as many training examples as the encoder sees (of sections the very same ones), once from all there
-are, and prints a line for each, with the scores that the runs report, on the same held-out examples. A description
-gives its words and pairs of words; a word of a sentence gives its runs of one to four characters, and those of its
-two neighbours.
+Learns from as many training examples as the encoder sees, of sections from the very same ones, and prints the scores
+that the runs report, on the same held-out examples. A description gives its words and pairs of words; a word of a
+sentence gives itself and its runs of one to four characters, and those of its two neighbours.
 """
 
 import json
@@ -70,10 +69,9 @@ def characters(around: list[str]) -> list[str]:
 def main(what: str, folder: Path) -> None:
     score, prefix = {"sections": (sections, "section."), "names": (names, "")}[what]
     training, test = (read(folder / f"{prefix}{side}.jsonl") for side in ("train", "test"))
-    order = generator(0, 0).permutation(len(training))
-    for some in (order[: SEEN[what]], order):
-        found = score([training[i] for i in some], test)
-        print(f"{len(some):6,} examples: " + ", ".join(f"{k} {v:.3f}" for k, v in found.items()), flush=True)
+    seen = generator(0, 0).permutation(len(training))[: SEEN[what]]
+    found = score([training[i] for i in seen], test)
+    print(f"{len(seen):,} examples: " + ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
 
 
 if __name__ == "__main__":

@@ -142,7 +142,7 @@ def start(
     samples: int,
     key: Array | None,
     adapter: Any,
-    prefix: bool,
+    prefix: bool = False,
     whole: bool = False,
 ) -> tuple[State | Search, Request]:
     """Arguments of `generate`, checked -> the state after its first token, and what the next steps need.
