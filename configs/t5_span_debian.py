@@ -4,10 +4,10 @@
     python configs/data/text_to_text.py data/debian data/text_to_text
     jaxformer train configs/t5_span_debian.py
 
-Half of the tokens are hidden, in spans of ten, where T5 hides 15% in spans of three: a short run learns little from
-so few. The French, which t5_multitask.py is to write, is there for the vocabulary too. Expect a loss of 5.00 on all
-that is held out, 5.08 on 1,874 English descriptions and 4.73 on 2,154 French sentences, after 5.49 at step 250 (on a
-few rows): it is far from learned out. It took 15 minutes on one core with other work beside it.
+Half of the tokens are hidden, in spans of ten; T5 hides 15% in spans of three, which gives a short run less to learn.
+The French, which t5_multitask.py is to write, is there for the vocabulary too. Expect a loss of 5.00 on all that is
+held out, 5.08 on 1,874 English descriptions and 4.73 on 2,154 French sentences, after 5.49 at step 250 (on a few
+rows): it is far from learned out. It took 15 minutes on one core with other work beside it.
 """
 
 from jaxformer.experiment import Experiment
