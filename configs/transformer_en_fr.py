@@ -6,8 +6,7 @@
 
 As in the paper: post-norm blocks, sinusoids, one vocabulary for both languages and the logits, label smoothing 0.1,
 a warm-up and then the root of the step, the mean of the last five checkpoints. Unlike it: three layers of width 192,
-muon in place of Adam, and no dropout, since no pair is read more than twice. Only its first steps have been run yet:
-what to expect is not known.
+muon in place of Adam, and no dropout. It was begun and not run to its end yet: what to expect is not known.
 """
 
 from jaxformer.experiment import Experiment
