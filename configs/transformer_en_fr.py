@@ -6,7 +6,16 @@
 
 As in the paper: post-norm blocks, sinusoids, one vocabulary for both languages and the logits, label smoothing 0.1,
 a warm-up and then the root of the step, the mean of the last five checkpoints. Unlike it: three layers of width 192,
-muon in place of Adam, and no dropout. It was begun and not run to its end yet: what to expect is not known.
+muon in place of Adam, and no dropout. 34 minutes of training on two cores, of which a quarter of the steps had other
+work beside them. Expect, on 2,053 pairs of packages that neither training nor any choice has seen (sacrebleu,
+nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0):
+
+    copying the source   BLEU  6.48
+    nearest neighbour    BLEU  7.33
+    model, greedy        BLEU 32.18
+    model, 4 beams       BLEU 33.53
+
+This is one run; its curve is benchmarks/results/transformer_en_fr.png.
 """
 
 from jaxformer.experiment import Experiment
