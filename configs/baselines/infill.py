@@ -5,7 +5,8 @@
 Of each function of five lines or more up to three are cut out, each by itself, none the first or last. A line counts
 as found where every character is right, its indentation too. Left to right sees as many tokens, all of them before
 the line. Both are asked for one line: what they write behind it is dropped; how often infilling ends there by itself
-is told too. The brackets are 95% intervals (Wilson), as if lines had nothing to do with each other.
+is told too. The brackets are 95% intervals (Wilson), as if lines had nothing to do with each other. What a token of
+the line surprises by, in nats, is told of both: that tells smaller differences apart than whole lines do.
 """
 
 import ast
@@ -15,12 +16,15 @@ import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 
 import jaxformer
 from jaxformer.evaluating import recorded
-from jaxformer.tasks.infill import complete
+from jaxformer.nn.model import Model
+from jaxformer.tasks.infill import complete, infill_prompt
 from jaxformer.tasks.seq2seq import write
 from jaxformer.text.corpus import open_corpora
 from jaxformer.text.tokenizer import Tokenizer
@@ -64,6 +68,22 @@ def told(name: str, found: np.ndarray) -> None:
     print(f"{name:34} {found.sum():4} of {n}  {share:6.1%} [{low:.1%}, {high:.1%}]", flush=True)
 
 
+def surprise(model: Model, params: Any, prompts: list[np.ndarray], lines: list[list[int]]) -> float:
+    """The mean over all tokens of the lines behind their prompts."""
+    total, count = 0.0, 0
+    log_p = jax.jit(lambda tokens: jax.nn.log_softmax(model.apply({"params": params}, tokens).logits))
+    for i in range(0, len(prompts), ROWS):
+        pairs = list(zip(prompts[i : i + ROWS], lines[i : i + ROWS], strict=True))
+        tokens = np.zeros((ROWS, BEFORE + AFTER + 4 + max(map(len, lines))), np.int32)
+        for row, (prompt, line) in zip(tokens, pairs, strict=False):
+            row[: len(prompt) + len(line)] = [*prompt, *line]
+        foretold = np.asarray(log_p(tokens))
+        for row, (prompt, line) in zip(foretold, pairs, strict=False):
+            total -= row[np.arange(len(line)) + len(prompt) - 1, line].sum()
+            count += len(line)
+    return total / count
+
+
 def main(run: str) -> None:
     settings = recorded(Path(run))
     model, params, tokenizer = jaxformer.from_pretrained(run)
@@ -78,6 +98,8 @@ def main(run: str) -> None:
         copies.append("\n" + lines[at - 1])
     filled = complete(model, held, tokenizer, gaps, ROWS, MOST, spm=True)
     ahead = write(model, held, tokenizer, befores, ROWS, MOST)
+    lines_ids = [tokenizer.encode(line) for line in wanted]
+    turned = [infill_prompt(tokenizer, *gap, spm=True) for gap in gaps]
     right = lambda texts: np.array([text == line for text, line in zip(texts, wanted, strict=True)])
     inside, onward = (right([first_line(text) for text in texts]) for texts in (filled, ahead))
     print(f"{len(wanted)} lines of {len(corpus.held_out)} held-out files")
@@ -85,6 +107,8 @@ def main(run: str) -> None:
     told("left to right", onward)
     told("infilling", inside)
     told("infilling that ends by itself", right(filled))
+    for name, prompts in (("left to right", befores), ("infilling", turned)):
+        print(f"{name:34} {surprise(model, params, prompts, lines_ids):.3f} nats a token of the line", flush=True)
     print(f"found by infilling alone {(inside & ~onward).sum()}, by left to right alone {(onward & ~inside).sum()}")
 
 
