@@ -5,7 +5,8 @@ ranks are those of the reference implementation.
 """
 
 import dataclasses
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,11 @@ import numpy as np
 from flax import struct
 from jax import Array, lax
 
+from jaxformer.generation import process
+from jaxformer.generation.process import History, Processor
+from jaxformer.generation.request import Prefilled, Request
 from jaxformer.nn.cache import Cache
+from jaxformer.nn.model import Model
 
 
 @struct.dataclass
@@ -31,6 +36,8 @@ class Beam:
     """When a prompt's search ends, once `width` continuations have. True: at once. False: when the best that goes
     on is not above the worst of them at its present length. "never": when it is not at the best length it may get.
     """
+    processors: Sequence[Processor] = ()
+    """What changes log-probabilities before the beams are ranked by them."""
 
     def checked(self) -> "Beam":
         """The same with its number as an array; raises one ValueError that lists all that is out of its range."""
@@ -70,6 +77,7 @@ class Hypotheses:
     """int32 [B, W]."""
     ranks: Array
     """float32 [B, W]: the larger the better; -inf where there is no hypothesis."""
+    alternatives: None = struct.field(pytree_node=False, default=None)
 
     def picked(self, index_BK: Array) -> "Hypotheses":
         """K of each prompt's W."""
@@ -101,6 +109,8 @@ class Search:
     """What goes on, best first; all have `step` tokens."""
     finished: Hypotheses
     """The best that have ended, best first."""
+    memory: tuple[Any, ...]
+    """What each processor remembers, of R rows in the order of `running`."""
     done: Array
     """bool [B]: nothing can enter `finished` any more."""
     last: Array
@@ -117,37 +127,47 @@ class Search:
         return jax.tree.map(lambda leaf: np.asarray(leaf)[:, :count].reshape(-1, *leaf.shape[2:]), self.finished)
 
 
-def begin(cache: Cache, width: int, room: int, pad: Array) -> Search:
-    """A search that has no token yet, over a cache of R rows; of equal beams only the first one counts."""
-    rows = cache.valid.shape[0]
-    batch = rows // width
+def begin(model: Model, prefilled: Prefilled, request: Request) -> Search:
+    """The search after its first token; of equal beams only the first one counts."""
+    rows, room, width = prefilled.logits.shape[0], prefilled.room, prefilled.copies
+    batch, step = rows // width, jnp.zeros((), jnp.int32)
     none = Hypotheses(
-        tokens=jnp.full((batch, width, room), pad),
+        tokens=jnp.full((batch, width, room), request.pad),
         scores=jnp.zeros((batch, width, room), jnp.float32),
         lengths=jnp.zeros((batch, width), jnp.int32),
         ranks=jnp.full((batch, width), -jnp.inf, jnp.float32),
     )
-    return Search(
-        cache=cache,
+    search = Search(
+        cache=prefilled.cache,
         rows=jnp.arange(rows, dtype=jnp.int32),
         running=dataclasses.replace(none, ranks=none.ranks.at[:, 0].set(0)),
         finished=none,
+        memory=process.begun(request.processors, request.history(none.tokens.reshape(rows, room), step)),
         done=jnp.zeros(batch, bool),
         last=jnp.zeros(rows, jnp.int32),
-        step=jnp.zeros((), jnp.int32),
+        step=step,
     )
+    return take(search, prefilled.logits, request)
 
 
-def take(search: Search, logits_RV: Array, strategy: Beam, eos: Array, forced: Array, limit: Array) -> Search:
-    """The search with one more column.
+def step(model: Model, search: Search, request: Request) -> Search:
+    """The search after one more token."""
+    out = model.apply(request.variables, search.last[:, None], cache=search.reordered(), method="decode")
+    logits_RV = model.apply(request.variables, out.hidden[:, -1], method="unembed")
+    return take(dataclasses.replace(search, cache=out.cache), logits_RV, request)
 
-    `eos` int32 [ids]: what ends a row. `forced`: the token that must come now, -1 for none. `limit`: N at most.
-    """
+
+def take(search: Search, logits_RV: Array, request: Request) -> Search:
+    """The search with one more column."""
+    strategy, limit = request.strategy, request.limit
     batch, width, _ = search.running.tokens.shape
-    candidates, parent_BK = _candidates(search, logits_RV, eos.size, forced)
+    candidates, parent_BK = _candidates(search, logits_RV, request)
     token_BK = lax.dynamic_index_in_dim(candidates.tokens, search.step, axis=2, keepdims=False)
+    row_BK = parent_BK + width * jnp.arange(batch, dtype=jnp.int32)[:, None]
+    states = process.rows(search.memory, row_BK.reshape(-1))
+    states, ends = process.advanced(request.processors, states, token_BK.reshape(-1), request.eos)
     length = search.step + 1
-    ended_BK = jnp.any(token_BK[:, :, None] == eos[None, None, :], axis=2) | (length == limit)
+    ended_BK = ends.reshape(token_BK.shape) | (length == limit)
 
     rank_BW, going_BW = lax.top_k(jnp.where(ended_BK, -jnp.inf, candidates.ranks), width)
     running = dataclasses.replace(candidates.picked(going_BW), ranks=rank_BW)
@@ -162,28 +182,30 @@ def take(search: Search, logits_RV: Array, strategy: Beam, eos: Array, forced: A
     )
     finished = both.picked(lax.top_k(both.ranks, width)[1])
 
-    row_BW = jnp.take_along_axis(parent_BK, going_BW, axis=1) + width * jnp.arange(batch, dtype=jnp.int32)[:, None]
+    kept = ended_BK.shape[1] * jnp.arange(batch, dtype=jnp.int32)[:, None]
     return Search(
         cache=search.cache,
-        rows=row_BW.reshape(-1),
+        rows=jnp.take_along_axis(row_BK, going_BW, axis=1).reshape(-1),
         running=running,
         finished=finished,
+        memory=process.rows(states, (going_BW + kept).reshape(-1)),
         done=search.done | _over(running.ranks[:, 0], finished.ranks[:, -1], strategy, length, limit),
         last=jnp.take_along_axis(token_BK, going_BW, axis=1).reshape(-1),
         step=length,
     )
 
 
-def _candidates(search: Search, logits_RV: Array, ends: int, forced: Array) -> tuple[Hypotheses, Array]:
+def _candidates(search: Search, logits_RV: Array, request: Request) -> tuple[Hypotheses, Array]:
     """(the K likeliest continuations by one token, best first, ranked by their sums; the beam each came from).
 
-    K leaves W that go on, however many of the best have ended by one of the `ends` ids.
+    K leaves W that go on, however many of the best have ended by one of the ids that end a row.
     """
-    batch, width, _ = search.running.tokens.shape
-    vocab = logits_RV.shape[-1]
+    batch, width, room = search.running.tokens.shape
+    vocab, ends = logits_RV.shape[-1], request.eos.size
     score_RV = jax.nn.log_softmax(logits_RV)
-    certain_V = jnp.where(jnp.arange(vocab) == forced, 0.0, -jnp.inf)
-    sum_RV = jnp.where(forced < 0, score_RV, certain_V[None, :]) + search.running.ranks.reshape(-1, 1)
+    history: History = request.history(search.running.tokens.reshape(-1, room), search.step)
+    changed_RV = process.processed(request.processors, score_RV, history, search.memory)
+    sum_RV = changed_RV + search.running.ranks.reshape(-1, 1)
     kept = width * min(max(2, 1 + ends), vocab)
     rank_BK, flat_BK = lax.top_k(sum_RV.reshape(batch, width * vocab), kept)
     parent_BK, token_BK = flat_BK // vocab, flat_BK % vocab

@@ -58,7 +58,12 @@ def read_and_continued(
 
 
 def check(
-    model: Model, read: list[np.ndarray] | None, rows: list[np.ndarray], max_new_tokens: int, samples: int
+    model: Model,
+    read: list[np.ndarray] | None,
+    rows: list[np.ndarray],
+    max_new_tokens: int,
+    samples: int,
+    alternatives: int = 0,
 ) -> None:
     """Raise one ValueError that lists all that forbids to continue these prompts with this model.
 
@@ -68,6 +73,8 @@ def check(
     for name, value in (("max_new_tokens", max_new_tokens), ("samples", samples)):
         if value < 1:
             wrong.append(f"{name} is {value}: give at least 1")
+    if not 0 <= alternatives <= model.config.vocab:
+        wrong.append(f"alternatives is {alternatives}: give 0 to {model.config.vocab}, the tokens that there are")
     if not rows:
         wrong.append("there is no prompt: give at least one row")
     if read is not None and len(read) != len(rows):

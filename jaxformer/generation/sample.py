@@ -1,9 +1,11 @@
-"""From logits to the next token. B rows, V vocabulary.
+"""From logits to the next token. R rows, V vocabulary.
 
-A strategy is a pytree: its numbers are traced, so that another temperature compiles nothing. Temperature comes
-first, then top_k, then top_p, as in the reference implementation.
+A strategy is a pytree: its numbers are traced, so that another temperature compiles nothing. What narrows the choice
+of `Sample` acts in the order of its fields, as in the reference implementation, behind all processors.
 """
 
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import jax
@@ -12,33 +14,47 @@ import numpy as np
 from flax import struct
 from jax import Array, lax
 
+from jaxformer.generation.process import Processor
+
 
 class Strategy(Protocol):
     """What `generate` asks of a strategy."""
 
+    @property
+    def processors(self) -> Sequence[Processor]:
+        """What changes the logits before."""
+
     def checked(self) -> "Strategy":
-        """The same with numbers as arrays; raises one ValueError that lists every number out of its range."""
+        """The same with numbers as arrays; raises one ValueError that lists every number out of its range.
+
+        Processors, which are checked apart from it, are left out.
+        """
 
     def __call__(self, key: Array, logits: Array) -> Array:
-        """The next token int32 [B] for float32 logits [B, V]."""
+        """The next token int32 [R] for float32 logits [R, V]."""
 
 
 @struct.dataclass
 class Greedy:
     """The most probable token; of equal ones the first."""
 
+    processors: Sequence[Processor] = ()
+
     def checked(self) -> "Greedy":
-        """Itself: it has no numbers."""
-        return self
+        """It has no numbers."""
+        return Greedy()
 
     def __call__(self, key: Array, logits: Array) -> Array:
-        """Logits [B, V] -> tokens int32 [B]."""
+        """Logits [R, V] -> tokens int32 [R]."""
         return first_largest(logits)
 
 
 @struct.dataclass
 class Sample:
-    """A token drawn from softmax(logits / temperature), restricted to its most probable part."""
+    """A token drawn from softmax(logits / temperature), restricted to its more probable part.
+
+    The likeliest is never cut off.
+    """
 
     temperature: float | Array = 1.0
     """0 is greedy."""
@@ -46,6 +62,17 @@ class Sample:
     """Only the k most probable tokens, and what equals the last of them (Fan et al., 2018); 0 is all."""
     top_p: float | Array = 1.0
     """Only the fewest tokens that hold probability p (Holtzman et al., 2020, section 3.1); 1 is all."""
+    min_p: float | Array = 0.0
+    """Only tokens at least so many times as probable as the likeliest (Nguyen et al., 2024, section 3); 0 is all."""
+    typical_p: float | Array = 1.0
+    """Only the fewest tokens that hold probability p, those first whose surprise is nearest to the distribution's
+    entropy (Meister et al., 2023, section 3); 1 is all."""
+    epsilon: float | Array = 0.0
+    """Only tokens at least so probable (Hewitt et al., 2022, section 4.1); 0 is all."""
+    eta: float | Array = 0.0
+    """Only tokens at least as probable as the smaller of eta and sqrt(eta) * exp(-entropy) (the same, section 4.2);
+    0 is all."""
+    processors: Sequence[Processor] = ()
 
     def checked(self) -> "Sample":
         """The same with numbers as arrays; raises one ValueError that lists every number out of its range."""
@@ -54,61 +81,105 @@ class Sample:
             wrong.append(f"temperature is {self.temperature}: give 0 (greedy) or more")
         if not self.top_k >= 0 or self.top_k != int(self.top_k):
             wrong.append(f"top_k is {self.top_k}: give the number of tokens to keep, or 0 for all")
-        if not 0 < self.top_p <= 1:
-            wrong.append(f"top_p is {self.top_p}: give a probability above 0, up to 1 for all")
+        for name in ("top_p", "typical_p"):
+            if not 0 < getattr(self, name) <= 1:
+                wrong.append(f"{name} is {getattr(self, name)}: give a probability above 0, up to 1 for all")
+        for name in ("min_p", "epsilon", "eta"):
+            if not 0 <= getattr(self, name) < 1:
+                wrong.append(f"{name} is {getattr(self, name)}: give a probability below 1, 0 for none")
         if wrong:
             raise ValueError("this strategy cannot sample:\n" + "\n".join(f"  - {line}" for line in wrong))
-        return Sample(np.float32(self.temperature), np.int32(self.top_k), np.float32(self.top_p))
+        names = [field.name for field in dataclasses.fields(self) if field.name not in ("top_k", "processors")]
+        numbers = {name: np.float32(getattr(self, name)) for name in names}
+        return Sample(**numbers, top_k=np.int32(self.top_k))
 
     def __call__(self, key: Array, logits: Array) -> Array:
-        """Logits [B, V] -> tokens int32 [B]."""
+        """Logits [R, V] -> tokens int32 [R]."""
 
         def draw() -> Array:
-            return jax.random.categorical(key, self.processed(logits)).astype(jnp.int32)
+            return jax.random.categorical(key, self.narrowed(logits)).astype(jnp.int32)
 
         return lax.cond(self.temperature > 0, draw, lambda: first_largest(logits))
 
-    def processed(self, logits: Array) -> Array:
-        """The logits [B, V] of the distribution that is drawn from; -inf is never drawn."""
-        scaled = logits / self.temperature
-        narrowed = lax.cond(self.top_k > 0, lambda: keep_top_k(scaled, self.top_k), lambda: scaled)
-        return lax.cond(self.top_p < 1, lambda: keep_top_p(narrowed, self.top_p), lambda: narrowed)
+    def narrowed(self, logits: Array) -> Array:
+        """The logits [R, V] of the distribution that is drawn from; -inf is never drawn."""
+        logits = logits / self.temperature
+        stages: tuple[tuple[Array | bool, Callable[[Array], Array]], ...] = (
+            (self.top_k > 0, lambda x: keep_top_k(x, self.top_k)),
+            (self.top_p < 1, lambda x: keep_top_p(x, self.top_p)),
+            (self.min_p > 0, lambda x: keep_min_p(x, self.min_p)),
+            (self.typical_p < 1, lambda x: keep_typical(x, self.typical_p)),
+            (self.epsilon > 0, lambda x: keep_probable(x, self.epsilon)),
+            (self.eta > 0, lambda x: keep_eta(x, self.eta)),
+        )
+        for wanted, keep in stages:
+            logits = lax.cond(wanted, keep, lambda x: x, logits)
+        return logits
 
 
 def keep_top_k(logits: Array, k: Array | int) -> Array:
-    """Logits [B, V] with -inf for all below the k-th largest of their row."""
-    return _from_cutoff(logits, jnp.ones_like(logits), jnp.minimum(k, logits.shape[-1]))
+    """Logits [R, V] with -inf for all below the k-th largest of their row."""
+    return _from_cutoff(logits, logits, jnp.ones_like(logits), jnp.minimum(k, logits.shape[-1]))
 
 
 def keep_top_p(logits: Array, p: Array | float) -> Array:
-    """Logits [B, V] with -inf for all before which the row's larger ones already hold probability p."""
-    return _from_cutoff(logits, jax.nn.softmax(logits, axis=-1), p)
+    """Logits [R, V] with -inf for all before which the row's larger ones already hold probability p."""
+    return _from_cutoff(logits, logits, jax.nn.softmax(logits, axis=-1), p)
 
 
-def _from_cutoff(logits: Array, weights: Array, target: Array | float) -> Array:
-    """Keep what is at least the largest t for which the weights of all logits >= t add up to the target.
+def keep_min_p(logits: Array, share: Array | float) -> Array:
+    """Logits [R, V] with -inf for all that are less probable than `share` times the likeliest."""
+    probability = jax.nn.softmax(logits, axis=-1)
+    return jnp.where(probability >= share * jnp.max(probability, axis=-1, keepdims=True), logits, -jnp.inf)
+
+
+def keep_typical(logits: Array, p: Array | float) -> Array:
+    """Logits [R, V] with -inf for all before which tokens of more typical surprise already hold probability p."""
+    log_p = jax.nn.log_softmax(logits, axis=-1)
+    far = jnp.abs(-log_p - entropy(log_p))
+    return _from_cutoff(logits, -far, jnp.exp(log_p), p)
+
+
+def keep_probable(logits: Array, least: Array | float) -> Array:
+    """Logits [R, V] with -inf for all of a probability below `least` [R, 1], the likeliest of a row excepted."""
+    probable = jax.nn.softmax(logits, axis=-1) >= least
+    return jnp.where(probable | (logits >= jnp.max(logits, axis=-1, keepdims=True)), logits, -jnp.inf)
+
+
+def keep_eta(logits: Array, eta: Array | float) -> Array:
+    """Logits [R, V] with -inf for all of a probability below min(eta, sqrt(eta) * exp(-entropy of the row))."""
+    return keep_probable(logits, jnp.minimum(eta, jnp.sqrt(eta) * jnp.exp(-entropy(jax.nn.log_softmax(logits)))))
+
+
+def entropy(log_p: Array) -> Array:
+    """Of distributions, from their log-probabilities [R, V], in nats: [R, 1]."""
+    return -jnp.sum(jnp.where(log_p > -jnp.inf, jnp.exp(log_p) * log_p, 0), axis=-1, keepdims=True)
+
+
+def _from_cutoff(logits: Array, order: Array, weights: Array, target: Array | float) -> Array:
+    """Keep what stands at t or above in `order`, t the largest for which the weights there add up to the target.
 
     t is found bit by bit, in 32 sums over the row: on a CPU that is faster than sorting a large vocabulary.
     """
-    bits = lax.bitcast_convert_type(logits, jnp.uint32)
+    bits = lax.bitcast_convert_type(order, jnp.uint32)
     sign = jnp.uint32(1 << 31)
     ordered = jnp.where(bits >= sign, ~bits, bits | sign)  # unsigned integers in the order of the floats
 
-    def try_bit(i: Array, t_B1: Array) -> Array:
-        candidate_B1 = t_B1 | (sign >> i.astype(jnp.uint32))
-        above_B1 = jnp.sum(jnp.where(ordered >= candidate_B1, weights, 0), axis=-1, keepdims=True)
-        return jnp.where(above_B1 >= target, candidate_B1, t_B1)
+    def try_bit(i: Array, t_R1: Array) -> Array:
+        candidate_R1 = t_R1 | (sign >> i.astype(jnp.uint32))
+        above_R1 = jnp.sum(jnp.where(ordered >= candidate_R1, weights, 0), axis=-1, keepdims=True)
+        return jnp.where(above_R1 >= target, candidate_R1, t_R1)
 
-    t_B1 = lax.fori_loop(0, 32, try_bit, jnp.zeros((logits.shape[0], 1), jnp.uint32))
-    return jnp.where(ordered >= t_B1, logits, -jnp.inf)
+    t_R1 = lax.fori_loop(0, 32, try_bit, jnp.zeros((logits.shape[0], 1), jnp.uint32))
+    return jnp.where(ordered >= t_R1, logits, -jnp.inf)
 
 
 def first_largest(logits: Array) -> Array:
-    """As `argmax` of [B, V] over V: int32 [B]."""
+    """As `argmax` of [R, V] over V: int32 [R]."""
     return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
 
 def log_probability(logits: Array, token: Array) -> Array:
-    """Log softmax(logits) [B, V] at token [B]: float32 [B]."""
+    """Log softmax(logits) [R, V] at token [R]: float32 [R]."""
     chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
     return chosen - jax.nn.logsumexp(logits, axis=-1)

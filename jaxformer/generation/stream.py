@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from jax import Array
 
-from jaxformer.generation import decode, prompts
+from jaxformer.generation import decode, draw, prompts
+from jaxformer.generation.request import Request
 from jaxformer.generation.sample import Greedy, Strategy
 from jaxformer.nn.model import Model
 
@@ -39,7 +40,7 @@ def stream_tokens(
     return _columns(model, state, request, max_new_tokens)
 
 
-def _columns(model: Model, state: decode.State, request: decode.Request, max_new_tokens: int) -> Iterator[np.ndarray]:
+def _columns(model: Model, state: draw.State, request: Request, max_new_tokens: int) -> Iterator[np.ndarray]:
     given, chunk = 0, 1
     while True:
         filled = int(state.step)

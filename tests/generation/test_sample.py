@@ -32,7 +32,7 @@ def plain_top_p(x, p):
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
 def test_temperature_divides_the_logits(logits, temperature):
-    assert np.allclose(Sample(temperature).processed(logits), logits / temperature, rtol=1e-6)
+    assert np.allclose(Sample(temperature).narrowed(logits), logits / temperature, rtol=1e-6)
 
 
 @pytest.mark.parametrize("k", [1, 2, 7, VOCAB - 1, VOCAB, VOCAB + 3])
@@ -52,7 +52,7 @@ def test_top_p_keeps_the_fewest_that_hold_p(logits, p):
 def test_the_order_is_temperature_then_top_k_then_top_p(logits):
     plain = np.asarray(logits)
     expected = plain_top_p(plain_top_k(plain / np.float32(1.7), 12), 0.8)
-    actual = Sample(1.7, 12, 0.8).processed(logits)
+    actual = Sample(1.7, 12, 0.8).narrowed(logits)
     assert np.array_equal(np.isfinite(actual), np.isfinite(expected))
     assert np.allclose(actual, expected, rtol=1e-6)
     assert not np.array_equal(np.isfinite(expected), np.isfinite(plain_top_p(plain, 0.8)))
@@ -82,7 +82,7 @@ def test_draws_follow_the_processed_softmax(strategy):
     """Pearson's chi-square of 20,000 draws, below the 99.9% point of its distribution."""
     draws, x = 20_000, np.random.default_rng(1).normal(0, 1, (1, 10)).astype(np.float32)
     sampled = jax.jit(strategy)(jax.random.key(7), np.repeat(x, draws, axis=0))
-    expected = draws * softmax(np.asarray(strategy.processed(jnp.asarray(x))))[0]
+    expected = draws * softmax(np.asarray(strategy.narrowed(jnp.asarray(x))))[0]
     counts, possible = np.bincount(sampled, minlength=10), expected > 0
     assert not counts[~possible].any()
     chi_square = np.sum((counts - expected)[possible] ** 2 / expected[possible])

@@ -1,0 +1,95 @@
+"""Token by token: each row goes on by the token that its strategy picks. R rows, N columns, A alternatives."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array, lax
+
+from jaxformer.generation import process
+from jaxformer.generation.request import Prefilled, Request
+from jaxformer.generation.sample import log_probability
+from jaxformer.nn.cache import Cache
+from jaxformer.nn.model import Model
+
+
+@struct.dataclass
+class State:
+    """Decoding between two tokens; N columns are room, not a limit."""
+
+    cache: Cache
+    tokens: Array
+    """int32 [R, N], pad where nothing stands yet."""
+    scores: Array
+    """float32 [R, N]."""
+    alternatives: tuple[Array, Array] | None
+    """The A likeliest tokens of each column and their log-probabilities, int32 and float32 [R, N, A]."""
+    lengths: Array
+    """int32 [R]."""
+    done: Array
+    """bool [R]."""
+    last: Array
+    """int32 [R]: the newest tokens, which the model has not seen yet."""
+    memory: tuple[Any, ...]
+    """What each processor remembers."""
+    step: Array
+    """int32 scalar: the columns that are filled."""
+
+
+def begin(model: Model, prefilled: Prefilled, request: Request) -> State:
+    """The state after the first token."""
+    rows, room = prefilled.logits.shape[0], prefilled.room
+    tokens, step = jnp.full((rows, room), request.pad), jnp.zeros((), jnp.int32)
+    table = rows, room, request.alternatives
+    state = State(
+        cache=prefilled.cache,
+        tokens=tokens,
+        scores=jnp.zeros((rows, room), jnp.float32),
+        alternatives=(jnp.zeros(table, jnp.int32), jnp.zeros(table, jnp.float32)) if request.alternatives else None,
+        lengths=jnp.zeros(rows, jnp.int32),
+        done=jnp.zeros(rows, bool),
+        last=jnp.zeros(rows, jnp.int32),
+        memory=process.begun(request.processors, request.history(tokens, step)),
+        step=step,
+    )
+    return take(state, prefilled.logits, request)
+
+
+def step(model: Model, state: State, request: Request) -> State:
+    """The state after one more token."""
+    out = model.apply(request.variables, state.last[:, None], cache=state.cache, method="decode")
+    logits_RV = model.apply(request.variables, out.hidden[:, -1], method="unembed")
+    return take(dataclasses.replace(state, cache=out.cache), logits_RV, request)
+
+
+def take(state: State, logits_RV: Array, request: Request) -> State:
+    """The state with one more column: the token that the strategy picks, in each row that goes on."""
+    going_R = ~state.done
+    history = request.history(state.tokens, state.step)
+    changed_RV = process.processed(request.processors, logits_RV, history, state.memory)
+    token_R = request.strategy(jax.random.fold_in(request.key, state.step), changed_RV)
+    memory, ended_R = process.advanced(request.processors, state.memory, token_R, request.eos)
+    alternatives = state.alternatives
+    if alternatives is not None:
+        likeliest = lax.top_k(jax.nn.log_softmax(logits_RV), request.alternatives)
+        score_RA, token_RA = (jnp.where(going_R[:, None], new, 0)[:, None] for new in likeliest)
+        alternatives = _put(alternatives[0], token_RA, state.step), _put(alternatives[1], score_RA, state.step)
+    scores_R = jnp.where(going_R, log_probability(logits_RV, token_R), 0.0)
+    return dataclasses.replace(
+        state,
+        tokens=_put(state.tokens, jnp.where(going_R, token_R, request.pad)[:, None], state.step),
+        scores=_put(state.scores, scores_R[:, None], state.step),
+        alternatives=alternatives,
+        lengths=state.lengths + going_R,
+        done=state.done | ended_R,
+        last=token_R,
+        memory=memory,
+        step=state.step + 1,
+    )
+
+
+def _put(held: Array, new: Array, column: Array) -> Array:
+    """[R, N, ...] with [R, 1, ...] in a column."""
+    return lax.dynamic_update_slice(held, new.astype(held.dtype), (0, column) + (0,) * (held.ndim - 2))
