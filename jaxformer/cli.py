@@ -8,6 +8,7 @@ COMMANDS = {
     "train": "run an experiment, or go on with it: jaxformer train configs/quickstart.py [--OPTION VALUE ...]",
     "evaluate": "say how good a model is: jaxformer evaluate FOLDER [--data.files FILES --task NAME]",
     "generate": "continue a prompt: jaxformer generate FOLDER --prompt TEXT",
+    "chat": "talk with a model that was trained on conversations: jaxformer chat FOLDER",
     "convert": "write any checkpoint in the published layout: jaxformer convert SOURCE FOLDER",
     "verify": "look a published model over, layer by layer: jaxformer verify FOLDER",
     "doctor": "say what is installed, which devices are used, and what is wrong",

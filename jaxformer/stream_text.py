@@ -5,7 +5,7 @@ from typing import Any
 
 from jax import Array
 
-from jaxformer.generation import Greedy, Strategy, stream_tokens
+from jaxformer.generation import Greedy, Past, Strategy, stream_tokens
 from jaxformer.nn.model import Model
 from jaxformer.text.tokenizer import Tokenizer
 
@@ -24,6 +24,7 @@ def stream(
     key: Array | None = None,
     adapter: Any = None,
     prefix: bool = False,
+    past: Past | None = None,
 ) -> Iterator[str]:
     """Give what follows the prompt, in pieces of whole characters.
 
@@ -35,7 +36,7 @@ def stream(
         prompt = tokenizer.encode(prompt) or [id for id in (tokenizer.bos,) if id is not None]
     if eos is None:
         eos = model.card.special("eos") or tuple(id for id in (tokenizer.eos,) if id is not None)
-    given = {"strategy": strategy, "eos": eos, "key": key, "adapter": adapter, "prefix": prefix}
+    given = {"strategy": strategy, "eos": eos, "key": key, "adapter": adapter, "prefix": prefix, "past": past}
     new = stream_tokens(model, params, [prompt], max_new_tokens, **given)
     return whole_characters(tokenizer, list(prompt), (int(ids[0]) for ids in new))
 

@@ -23,7 +23,7 @@ FLOORS = (
     {"opt_state", "scores"},
     {"losses", "optimizer", "sharding", "lora", "quantize"},
     {"weights", "train", "generation"},
-    {"source", "constrain", "stream_text", "tasks", "align", "pipelines", "inspect"},
+    {"source", "constrain", "stream_text", "conversation", "tasks", "align", "pipelines", "inspect"},
     {"experiment", "machine", "verify", "testing", "harness"},
     {"starting", "humaneval"},
     {"feed"},

@@ -15,8 +15,9 @@ from flax import struct
 from jax import Array, lax
 
 from jaxformer.generation import process
+from jaxformer.generation.prefill import Prefilled
 from jaxformer.generation.process import History, Processor
-from jaxformer.generation.request import Prefilled, Request
+from jaxformer.generation.request import Request
 from jaxformer.nn.cache import Cache
 from jaxformer.nn.model import Model
 
@@ -129,7 +130,7 @@ class Search:
 
 def begin(model: Model, prefilled: Prefilled, request: Request) -> Search:
     """The search after its first token; of equal beams only the first one counts."""
-    rows, room, width = prefilled.logits.shape[0], prefilled.room, prefilled.copies
+    rows, room, width = prefilled.logits.shape[0], prefilled.plan.room, prefilled.plan.copies
     batch, step = rows // width, jnp.zeros((), jnp.int32)
     none = Hypotheses(
         tokens=jnp.full((batch, width, room), request.pad),

@@ -12,14 +12,19 @@ from flax import struct
 from jax import Array, lax
 
 from jaxformer.config import Card
-from jaxformer.generation import beam, draw, process, prompts
+from jaxformer.generation import beam, contrast, draw, guide, process, prompts, speculate
 from jaxformer.generation.beam import Beam, Search
+from jaxformer.generation.contrast import Contrastive
+from jaxformer.generation.guide import Guided
+from jaxformer.generation.past import Past, behind
+from jaxformer.generation.prefill import CHUNK, Plan, Rest, read
 from jaxformer.generation.process import Processor
-from jaxformer.generation.request import Prefilled, Request
+from jaxformer.generation.request import Request
 from jaxformer.generation.sample import Greedy, Strategy
+from jaxformer.generation.speculate import Draft, Lookup, Speculation
 from jaxformer.nn.model import Model
 
-LOOPS: dict[type, Any] = {Beam: beam}
+LOOPS: dict[type, Any] = {Beam: beam, Lookup: speculate, Draft: speculate, Guided: guide, Contrastive: contrast}
 """How each strategy decodes; what is not here draws token by token."""
 
 
@@ -44,6 +49,8 @@ class Generated:
     alternatives: tuple[np.ndarray, np.ndarray] | None = None
     """The likeliest tokens under the model in place of each, likeliest first, and their log-probabilities: int32 and
     float32 [B, max_new_tokens, alternatives]; 0 after the row's end. None where none were asked for."""
+    passes: int | None = None
+    """Of the model, behind the prompts', where tokens were guessed ahead; None elsewhere."""
 
 
 def generate(
@@ -52,7 +59,7 @@ def generate(
     tokens: prompts.Prompts,
     max_new_tokens: int,
     mask: Any = None,
-    strategy: Strategy | Beam = Greedy(),
+    strategy: Strategy = Greedy(),
     eos: int | Sequence[int] | None = None,
     pad: int | None = None,
     decoder_tokens: Any = None,
@@ -61,6 +68,7 @@ def generate(
     adapter: Any = None,
     prefix: bool = False,
     alternatives: int = 0,
+    past: Past | None = None,
 ) -> Generated:
     """Continue prompts until each row has met an eos, or holds `max_new_tokens` new tokens.
 
@@ -73,12 +81,13 @@ def generate(
     `key`: a jax key; None draws a fresh one from the system, and reports it. `adapter`: the collection "lora"
     (nn/linear.py). `prefix`: a decoder's prompt is read in both directions, for models that were trained so (prefix
     language models: Raffel et al., 2020, section 3.2.1). `alternatives`: how many of the likeliest tokens are told
-    for each new one; another number compiles anew.
+    for each new one; another number compiles anew. `past`: what all prompts begin with, by `remember`; the rest alone
+    is read.
 
     Raises ValueError, before any work, for prompts that are empty, hold ids that the model does not know, or
     do not fit its positions together with the new tokens, and for numbers out of their range.
     """
-    given = mask, strategy, eos, pad, decoder_tokens, samples, key, adapter, prefix, alternatives
+    given = mask, strategy, eos, pad, decoder_tokens, samples, key, adapter, prefix, alternatives, past
     state, request = start(model, params, tokens, max_new_tokens, *given, whole=True)
     state = steps(model, state, request, np.int32(max_new_tokens))
     found = state.best(samples) if isinstance(state, Search) else state
@@ -91,6 +100,7 @@ def generate(
         request.key,
         found.ranks if isinstance(state, Search) else None,
         likeliest,
+        int(state.passes) if isinstance(state, Speculation) else None,
     )
 
 
@@ -100,7 +110,7 @@ def start(
     tokens: prompts.Prompts,
     max_new_tokens: int,
     mask: Any,
-    strategy: Strategy | Beam,
+    strategy: Strategy,
     eos: int | Sequence[int] | None,
     pad: int | None,
     decoder_tokens: Any,
@@ -109,20 +119,23 @@ def start(
     adapter: Any,
     prefix: bool = False,
     alternatives: int = 0,
+    past: Past | None = None,
     whole: bool = False,
 ) -> tuple[draw.State | Search, Request]:
     """Arguments of `generate`, checked -> the state after its first token, and what the next steps need.
 
     `whole`: nobody looks at tokens before the end, where alone a beam search knows them.
     """
-    read, rows = prompts.read_and_continued(model, prompts.rows_of(tokens, mask), decoder_tokens)
-    prompts.check(model, read, rows, max_new_tokens, samples, alternatives)
-    if prefix and read is not None:
+    source, rows = prompts.read_and_continued(model, prompts.rows_of(tokens, mask), decoder_tokens)
+    prompts.check(model, source, rows, max_new_tokens, samples, alternatives)
+    if prefix and source is not None:
         raise ValueError("prefix is for a decoder alone: what this model reads in both directions is its encoder's")
+    if past is not None and (prefix or source is not None):
+        raise ValueError("a past is what a decoder has read from left to right: give none with prefix or encoder")
     asked, copies = strategy.checked(), samples
-    if isinstance(asked, Beam):
+    if isinstance(asked, Beam | Contrastive):
         copies = asked.rows(samples, whole)
-        if alternatives:
+        if alternatives and isinstance(asked, Beam):
             raise ValueError("alternatives are those of a row that is drawn: a beam search has beams instead")
     ids = np.asarray(model.card.special("eos") if eos is None else eos, np.int32).reshape(-1)
     if pad is None:
@@ -138,9 +151,15 @@ def start(
         jax.random.key(secrets.randbits(31)) if key is None else key,
         alternatives,
     )
-    room = prompts.bucket(max_new_tokens)
-    source = None if read is None else prompts.right_aligned(read)
-    return prefill(model, source, request, room, copies, prefix), request
+    plan = Plan(prompts.bucket(max_new_tokens + getattr(asked, "count", 0)), copies, prefix)
+    rest = None
+    if past is not None:
+        rest = behind(past, rows)
+    elif source is None and not prefix and max(map(len, rows)) > CHUNK:
+        rest = Rest(*prompts.left_aligned(rows, CHUNK), None)
+    if rest is not None and isinstance(strategy, Contrastive):
+        raise ValueError(f"contrastive search looks back at whole prompts: give no past, and at most {CHUNK} tokens")
+    return prefill(model, None if source is None else prompts.right_aligned(source), request, plan, rest), request
 
 
 def forced(card: Card) -> list[Processor]:
@@ -149,32 +168,10 @@ def forced(card: Card) -> list[Processor]:
     return [kind(card.special(role)[0]) for role, kind in kinds.items() if card.special(role)]
 
 
-@functools.partial(jax.jit, static_argnames=("model", "room", "copies", "prefix"))
-def prefill(
-    model: Model, source: tuple[Array, Array] | None, request: Request, room: int, copies: int, prefix: bool
-) -> draw.State | Search:
-    """Read the prompts [B, T] in one pass, make `copies` rows of each with `room` for N tokens, draw the first.
-
-    `source`: what an encoder reads and its mask, each [B, S]. `prefix`: the tokens of a prompt all see each other.
-    """
-    batch, length = request.prompt.shape
-    listed = isinstance(request.variables["params"]["decoder"]["blocks"], list)
-    cache = model.empty_cache(
-        batch, length, listed=listed, encoder_length=0 if source is None else source[0].shape[1]
-    )
-    encoded = {}
-    if source is not None:
-        hidden = model.apply(request.variables, source[0], mask=source[1], method="encode")
-        encoded = {"encoder_hidden": hidden, "encoder_mask": source[1]}
-    encoded |= {"prefix": request.mask} if prefix else {}
-    given = {"mask": request.mask, "cache": cache, **encoded}
-    out = model.apply(request.variables, request.prompt, **given, method="decode")
-    hidden_BD = out.hidden[:, -1]
-    logits_BV = model.apply(request.variables, hidden_BD, method="unembed")
-    cache = out.cache.repeated(copies).grown(length + room)
-    rows = functools.partial(jnp.repeat, repeats=copies, axis=0, total_repeat_length=batch * copies)
-    prefilled = Prefilled(cache, rows(logits_BV), copies, room)
-    return loop_of(request).begin(model, prefilled, request)
+@functools.partial(jax.jit, static_argnames=("model", "plan"))
+def prefill(model: Model, source: tuple[Array, Array] | None, request: Request, plan: Plan, rest: Rest | None) -> Any:
+    """Read the prompts [B, T] and draw the first token; `source`: what an encoder reads and its mask."""
+    return loop_of(request).begin(model, read(model, request.variables, source, request, plan, rest), request)
 
 
 @functools.partial(jax.jit, static_argnames="model", donate_argnames="state")

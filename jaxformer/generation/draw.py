@@ -1,7 +1,8 @@
 """Token by token: each row goes on by the token that its strategy picks. R rows, N columns, A alternatives."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +10,14 @@ from flax import struct
 from jax import Array, lax
 
 from jaxformer.generation import process
-from jaxformer.generation.request import Prefilled, Request
+from jaxformer.generation.prefill import Prefilled
+from jaxformer.generation.request import Request
 from jaxformer.generation.sample import log_probability
 from jaxformer.nn.cache import Cache
 from jaxformer.nn.model import Model
+
+Pick = Callable[[Array, Array], Array]
+"""(key, float32 logits [R, V]) -> int32 [R]."""
 
 
 @struct.dataclass
@@ -38,12 +43,20 @@ class State:
     """int32 scalar: the columns that are filled."""
 
 
+S = TypeVar("S", bound=State)
+
+
 def begin(model: Model, prefilled: Prefilled, request: Request) -> State:
     """The state after the first token."""
-    rows, room = prefilled.logits.shape[0], prefilled.room
+    return take(empty(prefilled, request), prefilled.logits, request, request.strategy)
+
+
+def empty(prefilled: Prefilled, request: Request) -> State:
+    """The state before the first token."""
+    rows, room = prefilled.logits.shape[0], prefilled.plan.room
     tokens, step = jnp.full((rows, room), request.pad), jnp.zeros((), jnp.int32)
     table = rows, room, request.alternatives
-    state = State(
+    return State(
         cache=prefilled.cache,
         tokens=tokens,
         scores=jnp.zeros((rows, room), jnp.float32),
@@ -54,22 +67,25 @@ def begin(model: Model, prefilled: Prefilled, request: Request) -> State:
         memory=process.begun(request.processors, request.history(tokens, step)),
         step=step,
     )
-    return take(state, prefilled.logits, request)
 
 
 def step(model: Model, state: State, request: Request) -> State:
     """The state after one more token."""
     out = model.apply(request.variables, state.last[:, None], cache=state.cache, method="decode")
     logits_RV = model.apply(request.variables, out.hidden[:, -1], method="unembed")
-    return take(dataclasses.replace(state, cache=out.cache), logits_RV, request)
+    return take(dataclasses.replace(state, cache=out.cache), logits_RV, request, request.strategy)
 
 
-def take(state: State, logits_RV: Array, request: Request) -> State:
-    """The state with one more column: the token that the strategy picks, in each row that goes on."""
+def take(state: S, logits_RV: Array, request: Request, pick: Pick, from_RV: Array | None = None) -> S:
+    """The state with one more column: the token that is picked, in each row that goes on.
+
+    `logits_RV` are the model's, which scores are told by; `from_RV`: what is picked from, where it is not they.
+    """
     going_R = ~state.done
     history = request.history(state.tokens, state.step)
-    changed_RV = process.processed(request.processors, logits_RV, history, state.memory)
-    token_R = request.strategy(jax.random.fold_in(request.key, state.step), changed_RV)
+    from_RV = logits_RV if from_RV is None else from_RV
+    changed_RV = process.processed(request.processors, from_RV, history, state.memory)
+    token_R = pick(jax.random.fold_in(request.key, state.step), changed_RV)
     memory, ended_R = process.advanced(request.processors, state.memory, token_R, request.eos)
     alternatives = state.alternatives
     if alternatives is not None:

@@ -128,6 +128,16 @@ def right_aligned(rows: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return tokens, mask
 
 
+def left_aligned(rows: list[np.ndarray], chunk: int) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens int32, mask bool), each [B, bucket]: padding stands right; buckets beyond a chunk are whole chunks."""
+    width = bucket(max(map(len, rows)))
+    width = width if width <= chunk else -(-width // chunk) * chunk
+    tokens, mask = np.zeros((len(rows), width), np.int32), np.zeros((len(rows), width), bool)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)], mask[i, : len(row)] = row, True
+    return tokens, mask
+
+
 def per_layer(variables: dict[str, Any]) -> dict[str, Any]:
     """The same variables with the decoder's blocks as a list of L layers, each a view without a copy.
 

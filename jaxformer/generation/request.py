@@ -7,7 +7,6 @@ from flax import struct
 from jax import Array
 
 from jaxformer.generation.process import History, Processor
-from jaxformer.nn.cache import Cache
 
 
 @struct.dataclass
@@ -41,16 +40,3 @@ class Request:
             for leaf in (self.prompt, self.mask)
         )
         return History(prompt, mask, new, step, self.limit, self.eos)
-
-
-@struct.dataclass
-class Prefilled:
-    """Prompts that the model has read, each `copies` times."""
-
-    cache: Cache
-    """Of R rows, with room for the new tokens."""
-    logits: Array
-    """float32 [R, V]: of the token behind each prompt."""
-    copies: int = struct.field(pytree_node=False)
-    room: int = struct.field(pytree_node=False)
-    """Columns for new tokens."""

@@ -30,6 +30,10 @@ class Strategy(Protocol):
         Processors, which are checked apart from it, are left out.
         """
 
+
+class Picker(Strategy, Protocol):
+    """A strategy that picks each token by the logits alone."""
+
     def __call__(self, key: Array, logits: Array) -> Array:
         """The next token int32 [R] for float32 logits [R, V]."""
 
@@ -47,6 +51,10 @@ class Greedy:
     def __call__(self, key: Array, logits: Array) -> Array:
         """Logits [R, V] -> tokens int32 [R]."""
         return first_largest(logits)
+
+    def log_probabilities(self, logits: Array) -> Array:
+        """Of each token to be picked: float32 [R, V], 0 for one of them."""
+        return certain(first_largest(logits), logits.shape[-1])
 
 
 @struct.dataclass
@@ -100,6 +108,11 @@ class Sample:
             return jax.random.categorical(key, self.narrowed(logits)).astype(jnp.int32)
 
         return lax.cond(self.temperature > 0, draw, lambda: first_largest(logits))
+
+    def log_probabilities(self, logits: Array) -> Array:
+        """Of each token to be drawn: float32 [R, V]."""
+        drawn = lambda: jax.nn.log_softmax(self.narrowed(logits))
+        return lax.cond(self.temperature > 0, drawn, lambda: certain(first_largest(logits), logits.shape[-1]))
 
     def narrowed(self, logits: Array) -> Array:
         """The logits [R, V] of the distribution that is drawn from; -inf is never drawn."""
@@ -177,6 +190,11 @@ def _from_cutoff(logits: Array, order: Array, weights: Array, target: Array | fl
 def first_largest(logits: Array) -> Array:
     """As `argmax` of [R, V] over V: int32 [R]."""
     return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+
+def certain(token: Array, vocab: int) -> Array:
+    """Log-probabilities float32 [R, V] of which token int32 [R] has all."""
+    return jnp.where(jnp.arange(vocab)[None, :] == token[:, None], 0.0, -jnp.inf)
 
 
 def log_probability(logits: Array, token: Array) -> Array:

@@ -7,6 +7,7 @@ import numpy as np
 from jax import Array
 
 from jaxformer.generation import decode, draw, prompts
+from jaxformer.generation.past import Past
 from jaxformer.generation.request import Request
 from jaxformer.generation.sample import Greedy, Strategy
 from jaxformer.nn.model import Model
@@ -29,13 +30,14 @@ def stream_tokens(
     key: Array | None = None,
     adapter: Any = None,
     prefix: bool = False,
+    past: Past | None = None,
 ) -> Iterator[np.ndarray]:
     """Give int32 [B], one more token of each row: the columns of `generate` for the same arguments and key.
 
     Arguments and errors are those of `generate`; errors come with the call. Ends when every row has ended;
     nothing more is computed once the generator is closed.
     """
-    given = mask, strategy, eos, pad, decoder_tokens, samples, key, adapter, prefix
+    given = mask, strategy, eos, pad, decoder_tokens, samples, key, adapter, prefix, 0, past
     state, request = decode.start(model, params, tokens, max_new_tokens, *given)
     return _columns(model, state, request, max_new_tokens)
 

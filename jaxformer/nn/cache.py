@@ -87,6 +87,39 @@ class Cache:
             positions=pad(self.positions, 1),
         )
 
+    def shortened(self, end: Array) -> "Cache":
+        """The same with its slots from `end` on free again."""
+        kept_S = jnp.arange(self.slots) < end
+        return dataclasses.replace(self, valid=self.valid & kept_S[None, :], end=end)
+
+    def cut(self, slots: int) -> "Cache":
+        """The first `slots` slots alone, or with free ones behind."""
+        if slots >= self.slots:
+            return self.grown(slots)
+        short = lambda leaf, axis: lax.slice_in_dim(leaf, 0, slots, axis=axis)
+        return dataclasses.replace(
+            self,
+            layers=jax.tree.map(lambda leaf: short(leaf, leaf.ndim - 2), self.layers),
+            valid=short(self.valid, 1),
+            positions=short(self.positions, 1),
+        )
+
+    def rolled(self, shift: Array, end: Array | int) -> "Cache":
+        """Each row's slots moved on by its `shift` (int32 [B]), round and round; all rows now end before `end`."""
+        from_BS = (jnp.arange(self.slots) - shift[:, None]) % self.slots
+
+        def moved(leaf: Array, batch_axis: int, slot_axis: int) -> Array:
+            pick = lambda row, index: jnp.take(row, index, axis=slot_axis - 1, mode="clip")
+            return jax.vmap(pick, (batch_axis, 0), batch_axis)(leaf, from_BS)
+
+        return dataclasses.replace(
+            self,
+            layers=jax.tree.map(lambda leaf: moved(leaf, leaf.ndim - 4, leaf.ndim - 2), self.layers),
+            valid=moved(self.valid, 0, 1),
+            positions=moved(self.positions, 0, 1),
+            end=jnp.asarray(end, jnp.int32),
+        )
+
     def repeated(self, times: int) -> "Cache":
         """Each row `times` times, its copies side by side."""
 
@@ -98,6 +131,16 @@ class Cache:
             lambda leaf: rows(leaf, 0), (self.valid, self.positions, self.cross_valid)
         )
         return Cache(layers, valid, positions, self.end, cross, cross_valid)
+
+    def copied(self, rows: Array, slot: Array) -> "Cache":
+        """Row i with the keys and values of row `rows[i]` (int32 [B]) in one slot; in all else the two are equal."""
+
+        def pick(leaf: Array) -> Array:
+            one = lax.dynamic_slice_in_dim(leaf, slot, 1, axis=leaf.ndim - 2)
+            picked = jnp.take(one, rows, axis=leaf.ndim - 4, mode="clip")
+            return lax.dynamic_update_slice_in_dim(leaf, picked, slot, axis=leaf.ndim - 2)
+
+        return dataclasses.replace(self, layers=jax.tree.map(pick, self.layers))
 
     def gathered(self, rows: Array, start: int) -> "Cache":
         """Row i with the keys and values of row `rows[i]` (int32 [B]) in the slots from `start` on.

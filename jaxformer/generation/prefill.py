@@ -1,0 +1,120 @@
+"""Read the prompts in one pass. B prompts, R rows, S source length, T prompt length, V vocabulary."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+from flax import struct
+from jax import Array, lax
+
+from jaxformer.generation.request import Request
+from jaxformer.nn.cache import Cache
+from jaxformer.nn.model import Model
+
+CHUNK = 512
+"""Tokens of a prompt that are read in one pass at most: what a pass holds grows with it, its speed soon no more."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is static about reading prompts."""
+
+    room: int
+    """Columns for new tokens."""
+    copies: int = 1
+    """Rows made of each prompt."""
+    prefix: bool = False
+    """The tokens of a prompt all see each other."""
+
+
+@struct.dataclass
+class Prefilled:
+    """Prompts that the model has read."""
+
+    cache: Cache
+    """Of R rows, with room for the new tokens."""
+    logits: Array
+    """float32 [R, V]: of the token behind each prompt."""
+    hidden: Array
+    """[B, T, D]: of the prompts' tokens."""
+    source: tuple[Array, Array] | None
+    """What an encoder has read, and its mask: each [B, S]."""
+    plan: Plan = struct.field(pytree_node=False)
+
+
+@struct.dataclass
+class Rest:
+    """What is read a chunk at a time: long prompts, or what of them stands behind a past that they share."""
+
+    tokens: Array
+    """int32 [B, a multiple of the chunk], each row's first token in the first column."""
+    mask: Array
+    """bool, as tokens."""
+    past: Cache | None
+    """Of one row: what stands before these tokens in every prompt."""
+
+
+def read(
+    model: Model,
+    variables: dict[str, Any],
+    source: tuple[Array, Array] | None,
+    request: Request,
+    plan: Plan,
+    rest: Rest | None = None,
+) -> Prefilled:
+    """Read a request's prompts, with an encoder behind a source and its mask, [B, S] each.
+
+    `rest`: what of them is to be read where that is a part, or too long for one pass.
+    """
+    if rest is not None:
+        cache, last_BD = in_chunks(model, variables, rest)
+        hidden = last_BD[:, None]
+    else:
+        batch, length = request.prompt.shape
+        encoder_length = 0 if source is None else source[0].shape[1]
+        cache = model.empty_cache(batch, length, listed=_listed(variables), encoder_length=encoder_length)
+        given: dict[str, Any] = {"prefix": request.mask} if plan.prefix else {}
+        if source is not None:
+            encoded = model.apply(variables, source[0], mask=source[1], method="encode")
+            given |= {"encoder_hidden": encoded, "encoder_mask": source[1]}
+        out = model.apply(variables, request.prompt, mask=request.mask, cache=cache, **given, method="decode")
+        cache, hidden = out.cache, out.hidden
+    logits_BV = model.apply(variables, hidden[:, -1], method="unembed")
+    logits_RV = jnp.repeat(logits_BV, plan.copies, axis=0, total_repeat_length=len(logits_BV) * plan.copies)
+    cache = cache.repeated(plan.copies).grown(cache.slots + plan.room)
+    return Prefilled(cache, logits_RV, hidden, source, plan)
+
+
+def in_chunks(model: Model, variables: dict[str, Any], rest: Rest) -> tuple[Cache, Array]:
+    """(the cache of B rows that all end in its last slot, the last tokens' hidden vectors [B, D]).
+
+    Rows are read from their beginning, so that a past that they share stands in the same slots; then each is moved
+    to the last slot.
+    """
+    batch, width = rest.tokens.shape
+    if rest.past is None:
+        cache = model.empty_cache(batch, width, listed=_listed(variables))
+    else:
+        cache = rest.past.repeated(batch).grown(rest.past.slots + width)
+    length_B = jnp.sum(rest.mask, axis=1, dtype=jnp.int32)
+    size = min(width, CHUNK)
+    chunks = [leaf.reshape(batch, -1, size).swapaxes(0, 1) for leaf in (rest.tokens, rest.mask)]
+    starts = jnp.arange(0, width, size)
+
+    def one(carry: tuple[Cache, Array], chunk: tuple[Array, Array, Array]) -> tuple[tuple[Cache, Array], None]:
+        cache, last_BD = carry
+        tokens_BT, mask_BT, start = chunk
+        out = model.apply(variables, tokens_BT, mask=mask_BT, cache=cache, method="decode")
+        place_B = length_B - 1 - start
+        here_BD = jnp.take_along_axis(out.hidden, jnp.clip(place_B, 0, size - 1)[:, None, None], axis=1)[:, 0]
+        is_here_B = (place_B >= 0) & (place_B < size)
+        return (out.cache, jnp.where(is_here_B[:, None], here_BD, last_BD)), None
+
+    last_BD = jnp.zeros((batch, model.config.width), model.dtype)
+    (cache, last_BD), _ = lax.scan(one, (cache, last_BD), (*chunks, starts))
+    ends_B = cache.end - width + length_B
+    return cache.rolled(cache.slots - ends_B, cache.slots), last_BD
+
+
+def _listed(variables: dict[str, Any]) -> bool:
+    return isinstance(variables["params"]["decoder"]["blocks"], list)
