@@ -100,7 +100,8 @@ class Chat:
             )
         self.forgotten = left_out
         self.key, key = jax.random.split(self.key)
-        self.past = remember(self.model, self.params, ids, self.past)  # only what is new since then is read
+        if self.model.config.encoder is None:  # of what an encoder reads, every part sees every other
+            self.past = remember(self.model, self.params, ids, self.past)
         given = self.model, self.params, self.talk.tokenizer, ids, self.options.tokens, self.strategy()
         pieces, said = stream(*given, key=key, past=self.past), []
         try:
