@@ -106,7 +106,7 @@ class Cache:
 
     def rolled(self, shift: Array, end: Array | int) -> "Cache":
         """Each row's slots moved on by its `shift` (int32 [B]), round and round; all rows now end before `end`."""
-        from_BS = (jnp.arange(self.slots) - shift[:, None]) % self.slots
+        from_BS = (jnp.arange(self.slots)[None, :] - shift[:, None]) % self.slots
 
         def moved(leaf: Array, batch_axis: int, slot_axis: int) -> Array:
             pick = lambda row, index: jnp.take(row, index, axis=slot_axis - 1, mode="clip")
