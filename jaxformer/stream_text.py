@@ -1,6 +1,6 @@
 """Text as it is produced: `jaxformer.stream`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from jax import Array
@@ -25,20 +25,25 @@ def stream(
     adapter: Any = None,
     prefix: bool = False,
     past: Past | None = None,
+    stop: str | Sequence[str] = (),
 ) -> Iterator[str]:
     """Give what follows the prompt, in pieces of whole characters.
 
     `prompt`: a text, taken as the tokenizer encodes it, without special tokens (an empty one becomes the
     start token); or ids. `eos`: None takes the ids of the model's card, else the tokenizer's. All else as
-    `generate`. Prompt and pieces together are `tokenizer.decode` of the prompt's ids and the new ones.
+    `generate`. Prompt and pieces together are `tokenizer.decode` of the prompt's ids and the new ones, up to the
+    first that is complete of the strings in `stop`, and without it: what may be the beginning of one is held back.
     """
+    stop = [stop] if isinstance(stop, str) else list(stop)
+    if not all(stop):
+        raise ValueError(f"stop strings are {stop}: give one character or more in each")
     if isinstance(prompt, str):
         prompt = tokenizer.encode(prompt) or [id for id in (tokenizer.bos,) if id is not None]
     if eos is None:
         eos = model.card.special("eos") or tuple(id for id in (tokenizer.eos,) if id is not None)
     given = {"strategy": strategy, "eos": eos, "key": key, "adapter": adapter, "prefix": prefix, "past": past}
     new = stream_tokens(model, params, [prompt], max_new_tokens, **given)
-    return whole_characters(tokenizer, list(prompt), (int(ids[0]) for ids in new))
+    return until(whole_characters(tokenizer, list(prompt), (int(ids[0]) for ids in new)), stop)
 
 
 def whole_characters(tokenizer: Tokenizer, ids: list[int], new: Iterator[int]) -> Iterator[str]:
@@ -60,3 +65,28 @@ def whole_characters(tokenizer: Tokenizer, ids: list[int], new: Iterator[int]) -
             start, shown = shown, len(ids)
     if text := fresh():
         yield text
+
+
+def until(pieces: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
+    """Yield the text of `pieces` up to the first of the strings `stop` to be complete, the longest of several.
+
+    Nothing is yielded that may still belong to one; no piece is taken beyond the end.
+    """
+    held = ""
+    for piece in pieces:
+        held += piece
+        if ends := [(at + len(each), at) for each in stop if (at := held.find(each)) >= 0]:
+            if text := held[: min(ends)[1]]:
+                yield text
+            return
+        begun = max((_begun(held, each) for each in stop), default=0)
+        if text := held[: len(held) - begun]:
+            yield text
+        held = held[len(held) - begun :]
+    if held:
+        yield held
+
+
+def _begun(text: str, string: str) -> int:
+    """How many characters at the end of `text` begin `string`."""
+    return next(n for n in range(min(len(text), len(string) - 1), -1, -1) if text.endswith(string[:n]))

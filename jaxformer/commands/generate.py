@@ -32,6 +32,8 @@ class Options:
     """Draw from the likeliest tokens that make up this share of the probability."""
     seed: int | None = None
     """Equal seeds give equal texts; left out, a new one is drawn and printed."""
+    stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """The text ends before this one; may be given several times."""
     prefix: bool = False
     """Read the prompt in both directions, for models that were trained so."""
 
@@ -49,7 +51,7 @@ def main(arguments: list[str]) -> int:
     strategy = Greedy() if greedy else Sample(options.temperature, options.top_k, options.top_p)
     sys.stdout.write(prompt)
     given = model, params, tokenizer, prompt, options.tokens, strategy
-    for text in stream(*given, key=jax.random.key(seed), prefix=options.prefix):
+    for text in stream(*given, key=jax.random.key(seed), prefix=options.prefix, stop=options.stop):
         sys.stdout.write(text)
         sys.stdout.flush()
     sys.stdout.write("\n")

@@ -1,10 +1,12 @@
 """From prompts of token ids to new token ids."""
 
+from jaxformer.generation.automaton import TokenAutomaton
 from jaxformer.generation.beam import Beam
 from jaxformer.generation.contrast import Contrastive
 from jaxformer.generation.decode import Generated, generate
 from jaxformer.generation.guide import Guided
 from jaxformer.generation.past import Past, remember
+from jaxformer.generation.hosted import Hosted
 from jaxformer.generation.process import (
     BadWords,
     ForcedFirst,
@@ -34,6 +36,7 @@ __all__ = [
     "Greedy",
     "Guided",
     "History",
+    "Hosted",
     "Lookup",
     "MinLength",
     "MinNewTokens",
@@ -44,6 +47,7 @@ __all__ = [
     "RepetitionPenalty",
     "Sample",
     "Strategy",
+    "TokenAutomaton",
     "generate",
     "remember",
     "stream_tokens",

@@ -80,11 +80,12 @@ def take(state: S, logits_RV: Array, request: Request, pick: Pick, from_RV: Arra
     """The state with one more column: the token that is picked, in each row that goes on.
 
     `logits_RV` are the model's, which scores are told by; `from_RV`: what is picked from, where it is not they.
+    A row of which no token may be picked ends without one.
     """
-    going_R = ~state.done
     history = request.history(state.tokens, state.step)
     from_RV = logits_RV if from_RV is None else from_RV
     changed_RV = process.processed(request.processors, from_RV, history, state.memory)
+    going_R = ~state.done & jnp.any(changed_RV > -jnp.inf, axis=-1)
     token_R = pick(jax.random.fold_in(request.key, state.step), changed_RV)
     memory, ended_R = process.advanced(request.processors, state.memory, token_R, request.eos)
     alternatives = state.alternatives
@@ -99,7 +100,7 @@ def take(state: S, logits_RV: Array, request: Request, pick: Pick, from_RV: Arra
         scores=_put(state.scores, scores_R[:, None], state.step),
         alternatives=alternatives,
         lengths=state.lengths + going_R,
-        done=state.done | ended_R,
+        done=~going_R | ended_R,
         last=token_R,
         memory=memory,
         step=state.step + 1,

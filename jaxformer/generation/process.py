@@ -61,7 +61,10 @@ class Processor:
         return ()
 
     def __call__(self, logits: Array, history: History, state: Any) -> Array:
-        """float32 [R, V] -> [R, V]; -inf is never picked. Beam search hands in log-probabilities."""
+        """float32 [R, V] -> [R, V]; beam search hands in log-probabilities.
+
+        -inf is never picked: where nothing else is left a row ends before it, with the tokens that it has.
+        """
         return logits
 
     def advance(self, state: Any, token: Array) -> Any:
@@ -71,6 +74,10 @@ class Processor:
     def ended(self, state: Any, token: Array) -> Array | None:
         """Bool [R]: where a row ends with `token`, which `state` knows already; None: it ends none."""
         return None
+
+
+class Constraint(Processor):
+    """Base of what says which tokens may stand at all: it acts behind penalties, and forced tokens go over it."""
 
 
 @struct.dataclass
@@ -252,6 +259,7 @@ ORDER: tuple[type[Processor], ...] = (
     BadWords,
     MinLength,
     MinNewTokens,
+    Constraint,
     ForcedFirst,
     ForcedLast,
 )
@@ -295,8 +303,12 @@ def ordered(processors: Sequence[Any]) -> tuple[Processor, ...]:
             right.append(Constant(checked) if jax.tree_util.all_leaves([checked]) else checked)
     if wrong:
         raise ValueError("these processors cannot be used:\n" + "\n".join(f"  - {line}" for line in wrong))
-    place = {kind: i for i, kind in enumerate(ORDER)}
-    return tuple(sorted(right, key=lambda processor: place.get(type(processor), len(ORDER))))
+    return tuple(sorted(right, key=_place))
+
+
+def _place(processor: Processor) -> int:
+    """In ORDER; len(ORDER) for a user's own."""
+    return next((i for i, kind in enumerate(ORDER) if isinstance(processor, kind)), len(ORDER))
 
 
 def begun(processors: Sequence[Processor], history: History) -> tuple[Any, ...]:

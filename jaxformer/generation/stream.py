@@ -45,7 +45,7 @@ def stream_tokens(
 def _columns(model: Model, state: draw.State, request: Request, max_new_tokens: int) -> Iterator[np.ndarray]:
     given, chunk = 0, 1
     while True:
-        filled = int(state.step)
+        filled = int(np.asarray(state.lengths).max())  # the last step may have found no token for any row
         columns, ended = np.asarray(state.tokens)[:, given:filled], bool(np.asarray(state.done).all())
         yield from columns.T.copy()
         if ended or filled == max_new_tokens:

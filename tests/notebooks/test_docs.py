@@ -1,5 +1,6 @@
 """What the pages in docs/ say of families is what there is."""
 
+import json
 import re
 from pathlib import Path
 
@@ -35,7 +36,20 @@ def test_the_page_for_flax_counts_what_is_covered():
     assert [int(count) for count in counts.groups()] == [len(text), sum(row[1] == "yes" for row in text)]
 
 
-@pytest.mark.parametrize("page", ["families.md", "from-flax.md", "architecture.md", "log.md"])
+@pytest.mark.parametrize("page", ["families.md", "from-flax.md", "architecture.md", "log.md", "generation.md"])
 def test_links_of_a_page_lead_somewhere(page):
     targets = re.findall(r"\]\((?!http)([^)#]+)\)", (DOCS / page).read_text())
     assert [target for target in targets if not (DOCS / target).exists()] == []
+
+
+def test_the_python_of_the_page_on_generation_runs_in_order(capsys):
+    pytest.importorskip("outlines_core")
+    blocks = re.findall(r"^```python\n(.*?)^```", (DOCS / "generation.md").read_text(), re.DOTALL | re.MULTILINE)
+    there: dict = {}
+    for block in blocks:
+        exec(compile(block, "generation.md", "exec"), there)
+    assert re.match(r"\d{4}-\d{2}-\d{2}\n", capsys.readouterr().out)
+    assert json.loads(there["tokenizer"].decode(there["out"].tokens[0, : there["out"].lengths[0]])).keys() == {
+        "name",
+        "tame",
+    }

@@ -6,6 +6,7 @@ import sysconfig
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import sentencepiece
 from hypothesis import given
@@ -15,6 +16,7 @@ from tokenizers import AddedToken, ByteLevelBPETokenizer, Tokenizer, models, pre
 from jaxformer import families
 from jaxformer.text.pieces import PieceTokenizer
 from jaxformer.text.sentencepiece import SentencePieceTokenizer
+from jaxformer.text.token_bytes import token_bytes
 from jaxformer.text.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
 from jaxformer.text.tokenizer_json import JsonTokenizer
 
@@ -233,6 +235,22 @@ def test_ids_are_those_of_the_library_that_the_model_was_trained_with(name, tmp_
     assert tokenizer.encode_batch(PLAIN) == [tokenizer.encode(text) for text in PLAIN]
     for text in ("hello world, fi 12", "the fox"):
         assert tokenizer.decode(tokenizer.template(tokenizer.encode(text))[0]) == text
+
+
+def test_bytes_of_ids_are_what_they_decode_to_behind_others(folder):
+    _, path, family = folder
+    tokenizer = load_tokenizer(path, family)
+    written, random = token_bytes(tokenizer), np.random.default_rng(0)
+    known = [id for id, each in enumerate(written) if each is not None]
+    before = (
+        tokenizer.encode("the fox")[-2:] if getattr(tokenizer, "target", None) is None else [known[40], known[41]]
+    )
+    for ids in (random.choice(known, 3).tolist() for _ in range(100)):
+        try:
+            text = b"".join(written[id] for id in ids).decode()
+        except UnicodeDecodeError:
+            continue
+        assert tokenizer.decode([*before, *ids]) == tokenizer.decode(before) + text
 
 
 def test_a_folder_goes_back_out_byte_for_byte(folder, tmp_path):
