@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from jaxformer.fitting import Run, fit
     from jaxformer.generation import Generated, Greedy, Sample, generate, stream_tokens
     from jaxformer.nn.model import Model, Output
+    from jaxformer.pipelines import pipeline
     from jaxformer.sharding import init
     from jaxformer.source import from_pretrained, load_adapter, push_to_hub, save_adapter, save_pretrained
     from jaxformer.stream_text import stream
@@ -27,6 +28,7 @@ _HOMES = {
     "generate": "generation",
     "init": "sharding",
     "load_adapter": "source",
+    "pipeline": "pipelines",
     "push_to_hub": "source",
     "save_adapter": "source",
     "save_pretrained": "source",
@@ -50,6 +52,7 @@ __all__ = [
     "generate",
     "init",
     "load_adapter",
+    "pipeline",
     "push_to_hub",
     "save_adapter",
     "save_pretrained",

@@ -23,8 +23,8 @@ FLOORS = (
     {"opt_state", "scores"},
     {"losses", "optimizer", "sharding", "lora", "quantize"},
     {"weights", "train", "generation"},
-    {"source", "constrain", "stream_text", "conversation", "tasks", "align", "pipelines", "inspect"},
-    {"experiment", "machine", "verify", "testing", "harness"},
+    {"source", "constrain", "stream_text", "conversation", "tasks", "align", "inspect"},
+    {"pipelines", "experiment", "machine", "verify", "testing", "harness"},
     {"starting", "humaneval"},
     {"feed"},
     {"evaluating"},
@@ -35,7 +35,7 @@ FLOORS = (
     {"", "__main__"},
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-USERS_OF_SOURCE = {"tasks", "align", "pipelines", "inspect"}  # the packages of its own floor
+USERS_OF_SOURCE = {"tasks", "align", "inspect"}  # the packages of its own floor
 
 OPTIONAL = {
     *("torch", "transformers", "gguf", "pyarrow", "datasets", "IPython"),

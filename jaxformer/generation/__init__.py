@@ -5,8 +5,8 @@ from jaxformer.generation.beam import Beam
 from jaxformer.generation.contrast import Contrastive
 from jaxformer.generation.decode import Generated, generate
 from jaxformer.generation.guide import Guided
-from jaxformer.generation.past import Past, remember
 from jaxformer.generation.hosted import Hosted
+from jaxformer.generation.past import Past, remember
 from jaxformer.generation.process import (
     BadWords,
     ForcedFirst,

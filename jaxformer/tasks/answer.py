@@ -194,9 +194,7 @@ def _windows(template: Template, length: int, stride: int, question: int, contex
     """The parts of a context that rows hold beside a question, of so many tokens each; none leaves a token out."""
     both = shared.room(template, True, length)
     room = both - min(question, both // 2)
-    step = min(stride, room)
-    starts = range(0, max(1, context - room + step), step)
-    return [slice(start, min(start + room, context)) for start in starts]
+    return shared.slices(context, room, min(stride, room))
 
 
 def _row(template: Template, length: int, example: Example) -> Row:

@@ -84,11 +84,9 @@ class Instruct:
         template = self.template or tokenizer.chat_template or (PAIR if self.prompt else "")
         if not template:
             raise ValueError("this tokenizer has no chat template: give task.template, Jinja that writes `messages`")
-        template = marked(tokenizer, template)
-        names = {f"{role}_token": marked(tokenizer, tokenizer.piece(id)) for role, id in tokenizer.specials.items()}
+        write = writer(tokenizer, template)
         try:
             messages = self._messages(document)
-            write: Write = lambda some, ask: render(template, some, ask, **names)
             for ids, spans in conversations(tokenizer, write, messages):
                 answers = np.zeros(len(ids), np.int32)
                 for start, stop in spans:
@@ -143,6 +141,13 @@ class Instruct:
         """The mean loss in nats a token of the answers, its perplexity, and accuracy."""
         values = means(sums)
         return values | {"perplexity": math.exp(min(values["loss"], 700.0))}
+
+
+def writer(tokenizer: Tokenizer, template: str) -> Write:
+    """How a chat template writes messages, so that `encode` gives the template's special tokens for themselves."""
+    template = marked(tokenizer, template)
+    names = {f"{role}_token": marked(tokenizer, tokenizer.piece(id)) for role, id in tokenizer.specials.items()}
+    return lambda messages, ask: render(template, messages, ask, **names)
 
 
 Span = tuple[int, int]

@@ -143,6 +143,12 @@ def begin(template: Template, first: Sequence[int] | None = None) -> int:
     return (template([mark]) if first is None else template(first, [mark]))[0].index(mark)
 
 
+def slices(count: int, size: int, step: int) -> list[slice]:
+    """Windows of at most `size` that together hold all of `count`, each `step` behind the one before."""
+    starts = range(0, max(1, count - size + step), step)
+    return [slice(start, min(start + size, count)) for start in starts]
+
+
 class Windows:
     """A store whose examples are cut into windows: it stands for a Store where rows are made one of each.
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -142,15 +143,28 @@ def write(
     strategy: Any = Greedy(),
 ) -> list[str]:
     """What the decoder writes for each source of ids, at most `most` tokens; `rows` of like length at a time."""
-    order = sorted(range(len(sources)), key=lambda i: len(sources[i]))
-    texts = [""] * len(sources)
+    written = new_ids(model, held["params"], sources, rows, most, strategy=strategy, adapter=held.get("lora"))
+    return [tokenizer.decode(ids) for (ids,) in written]
+
+
+def new_ids(
+    model: Model, params: Any, prompts: Sequence[np.ndarray], rows: int, most: int, samples: int = 1, **given: Any
+) -> list[list[list[int]]]:
+    """The new tokens of each prompt's `samples`, without padding; `rows` of like length at a time. `given` is for
+    `generate`; with a key each batch has one of its own.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    found: list[list[list[int]]] = [[]] * len(prompts)
     for first in range(0, len(order), rows):
         some = order[first : first + rows]
-        filled = [sources[i].tolist() for i in (*some, *[some[-1]] * (rows - len(some)))]  # one shape: one program
-        out = generate(model, held["params"], filled, most, strategy=strategy, adapter=held.get("lora"))
-        for i, row, size in zip(some, out.tokens, out.lengths, strict=False):
-            texts[i] = tokenizer.decode(row[:size].tolist())
-    return texts
+        filled = [prompts[i].tolist() for i in (*some, *[some[-1]] * (rows - len(some)))]  # one shape: one program
+        if first and given.get("key") is not None:
+            given["key"] = jax.random.fold_in(given["key"], first)
+        out = generate(model, params, filled, most, samples=samples, **given)
+        new = [row[:size].tolist() for row, size in zip(out.tokens, out.lengths, strict=True)]
+        for place, i in enumerate(some):
+            found[i] = new[place * samples : (place + 1) * samples]
+    return found
 
 
 def pairs_row(sources: Sequence[np.ndarray], targets: Sequence[np.ndarray], length: int, target_length: int) -> Row:

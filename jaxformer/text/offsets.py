@@ -23,14 +23,20 @@ def offsets(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[Span]]:
     Spans never go back. That of a token of spaces, or of what the tokenizer adds to a text, is empty; tokens that
     are bytes of one character, or parts of one unknown word, each have the span of all of it.
     """
+    ids, spans, _ = raw_offsets(tokenizer, text)
+    return ids, [_stripped(text, *span) for span in spans]
+
+
+def raw_offsets(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[Span], list[int | None]]:
+    """(ids, spans, words): as `offsets`, with what spaces a tokenizer takes into its tokens, and the number of each
+    one's word; None where the tokenizer cuts no words.
+    """
     if isinstance(tokenizer, JsonTokenizer):
         encoding = tokenizer.inner.encode_batch([text], add_special_tokens=False)[0]
-        ids, spans = encoding.ids, encoding.offsets
-    else:
-        ids = tokenizer.encode(text)
-        unknown = tokenizer.specials.get("unk")
-        spans = aligned(text, ["" if id == unknown else tokenizer.piece(id) for id in ids])
-    return ids, [_stripped(text, *span) for span in spans]
+        return encoding.ids, encoding.offsets, encoding.word_ids
+    ids = tokenizer.encode(text)
+    unknown = tokenizer.specials.get("unk")
+    return ids, aligned(text, ["" if id == unknown else tokenizer.piece(id) for id in ids]), [None] * len(ids)
 
 
 def aligned(text: str, pieces: Sequence[str]) -> list[Span]:

@@ -1,0 +1,74 @@
+"""A text with a gap to what stands in the gap."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jaxformer.config import ModelConfig
+from jaxformer.pipelines.base import listed
+from jaxformer.pipelines.generating import Writing, WritingOptions
+from jaxformer.tasks.infill import SENTINELS, infill_prompt
+from jaxformer.tasks.span import named_ids
+
+GAP = "<FILL_ME>"
+"""What a text has in place of what is missing."""
+
+
+@dataclass(frozen=True)
+class InfillOptions(WritingOptions):
+    """Options of code-infilling."""
+
+    return_full_text: bool = True
+    """All of the text, its gap filled; else what fills the gap alone."""
+    spm: bool = False
+    """The model reads first what is behind the gap, then what is before it."""
+
+
+class CodeInfilling(Writing):
+    """pipeline("code-infilling", source)("def double(x):\\n    return <FILL_ME>\\n") gives [{"generated_text": ...}].
+
+    Reads a text with one <FILL_ME>, a mapping {"prefix": ..., "suffix": ...}, or a list of them, which gives a list
+    of lists. The model must have learned it (jaxformer.tasks.Infill: Bavarian et al., 2022).
+    """
+
+    task = "code-infilling"
+    takes = InfillOptions
+    options: InfillOptions
+
+    def lacks(self, config: ModelConfig) -> list[str]:
+        """See Pipeline."""
+        found = super().lacks(config)
+        try:
+            named_ids(self.tokenizer, SENTINELS)
+        except ValueError as error:
+            found.append(f"{error}; the task jaxformer.tasks.Infill trains it")
+        return found
+
+    def __call__(self, inputs: Any, **options: Any) -> list[Any]:
+        """See the class."""
+        asked, (given, alone) = self.asked(options), listed(inputs, (str, Mapping))
+        gaps = self._sides(given)
+        prompts = [infill_prompt(self.tokenizer, *sides, asked.spm) for sides in gaps]
+        results = []
+        for (before, after), samples in zip(gaps, self.written(prompts, asked), strict=True):
+            middles = [self.tokenizer.decode(new) for new in samples]
+            full = asked.return_full_text
+            results.append([{"generated_text": before + text + after if full else text} for text in middles])
+        return results[0] if alone else results
+
+    def _sides(self, given: Sequence[Any]) -> list[tuple[str, str]]:
+        """What is before each gap, and what is behind it."""
+        for i, each in enumerate(given):
+            is_pair = isinstance(each, Mapping) and each.keys() == {"prefix", "suffix"}
+            if not all(isinstance(text, str) for text in (each.values() if is_pair else [each])):
+                raise TypeError(
+                    f"{self.task}: expected a text with {GAP} or {{'prefix': ..., 'suffix': ...}}, "
+                    f"found as input {i}: {each!r:.60}"
+                )
+        texts = [each for each in given if isinstance(each, str)]
+        if wrong := [text for text in texts if text.count(GAP) != 1]:
+            raise ValueError(
+                f"{self.task}: a text has {wrong[0].count(GAP)} gaps: write {GAP} once: {wrong[0]!r:.60}"
+            )
+        both = (each.split(GAP) if isinstance(each, str) else (each["prefix"], each["suffix"]) for each in given)
+        return [(before, after) for before, after in both]
