@@ -70,9 +70,7 @@ def json_schema(
     Raises ImportError without outlines-core (the extra "constrain"), and one ValueError that lists every keyword
     which no table can hold to, such as bounds of numbers or a schema within itself.
     """
-    if isinstance(schema, str):
-        schema = json.loads(schema)
-    expression = Expression(schema, whitespace)
+    expression = Expression(json.loads(schema) if isinstance(schema, str) else schema, whitespace)
     for at, pattern in expression.patterns:
         if (_machine(pattern).moves[:-1, QUOTED] >= 0).any():
             raise ValueError(
@@ -97,8 +95,10 @@ def grammar(tokenizer: Tokenizer, rules: str | Mapping[str, Any]) -> Hosted:
         raise ImportError('grammars take llguidance: pip install "jaxformer[constrain]"') from None
     tokens = token_bytes(tokenizer)
     made = LLTokenizer(TokenizerWrapper(_Vocabulary(tokens)))
-    written = isinstance(rules, str)
-    source = LLMatcher.grammar_from_lark(rules) if written else LLMatcher.grammar_from_json_schema(dict(rules))
+    if isinstance(rules, str):
+        source = LLMatcher.grammar_from_lark(rules)
+    else:
+        source = LLMatcher.grammar_from_json_schema(dict(rules))
     matcher = LLMatcher(made, source, log_level=0)
     if matcher.is_error():
         raise ValueError(f"these rules are no grammar: {matcher.get_error()}")

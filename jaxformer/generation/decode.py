@@ -143,7 +143,7 @@ def start(
     request = Request(
         prompts.per_layer({"params": params} | ({} if adapter is None else {"lora": adapter})),
         asked,
-        process.ordered((*strategy.processors, *forced(model.card))),
+        process.ordered((*strategy.processors, *forced(model.card, strategy.processors))),
         *prompts.right_aligned(rows),
         ids,
         np.int32(pad),
@@ -162,10 +162,14 @@ def start(
     return prefill(model, None if source is None else prompts.right_aligned(source), request, plan, rest), request
 
 
-def forced(card: Card) -> list[Processor]:
-    """The tokens that answers begin and end with, where the card says so."""
+def forced(card: Card, given: Sequence[Processor]) -> list[Processor]:
+    """The tokens that answers begin and end with, where the card says so and no given processor says otherwise."""
     kinds = {"forced_bos": process.ForcedFirst, "forced_eos": process.ForcedLast}
-    return [kind(card.special(role)[0]) for role, kind in kinds.items() if card.special(role)]
+    return [
+        kind(card.special(role)[0])
+        for role, kind in kinds.items()
+        if card.special(role) and kind not in map(type, given)
+    ]
 
 
 @functools.partial(jax.jit, static_argnames=("model", "plan"))

@@ -103,17 +103,21 @@ class Draft:
 
     def guess(self, memory: Cache, last: Array, history: History, key: Array) -> tuple[Cache, Array, Array]:
         """(its cache with K + 1 more tokens, int32 [R, K], log-probabilities [R, K, V] that they were drawn by)."""
+        position_RT = positions(memory, history, self.count + 1)
 
-        def one(carry: tuple[Cache, Array], key: Array) -> tuple[tuple[Cache, Array], tuple[Array, Array]]:
-            cache, token_R = carry
-            out = self.model.apply(self.params, token_R[:, None], cache=cache, method="decode")
+        def one(
+            carry: tuple[Cache, Array], given: tuple[Array, Array]
+        ) -> tuple[tuple[Cache, Array], tuple[Array, Array]]:
+            (cache, token_R), (key, position_R) = carry, given
+            place = {"positions": position_R[:, None], "cache": cache}
+            out = self.model.apply(self.params, token_R[:, None], **place, method="decode")
             logits_RV = self.model.apply(self.params, out.hidden[:, -1], method="unembed")
             log_q_RV = self.base.log_probabilities(logits_RV)
             token_R = jax.random.categorical(key, log_q_RV).astype(jnp.int32)
             return (out.cache, token_R), (token_R, log_q_RV)
 
         keys = jax.random.split(key, self.count + 1)  # the last guess is drawn for nothing, and read for its keys
-        (cache, _), (token_KR, log_q_KRV) = lax.scan(one, (memory, last), keys)
+        (cache, _), (token_KR, log_q_KRV) = lax.scan(one, (memory, last), (keys, position_RT.T))
         return cache, token_KR[:-1].T, log_q_KRV[:-1].swapaxes(0, 1)
 
 
@@ -141,13 +145,20 @@ def step(model: Model, state: Speculation, request: Request) -> Speculation:
     history = request.history(state.tokens, state.step)
     guesser, guess_RK, log_q_RKV = request.strategy.guess(state.guesser, state.last, history, guess_key)
     read_RT = jnp.concatenate([state.last[:, None], guess_RK], axis=1)
-    out = model.apply(request.variables, read_RT, cache=state.cache, method="decode")
+    place = {"positions": positions(state.cache, history, read_RT.shape[1]), "cache": state.cache}
+    out = model.apply(request.variables, read_RT, **place, method="decode")
     logits_RTV = model.apply(request.variables, out.hidden, method="unembed")
     bare = dataclasses.replace(state, cache=None, guesser=None)
     after, kept = judged(bare, request, guess_RK, log_q_RKV, logits_RTV)
     end = state.cache.end + kept
     guesser = guesser.shortened(end) if isinstance(guesser, Cache) else guesser
     return dataclasses.replace(after, cache=out.cache.shortened(end), guesser=guesser, passes=state.passes + 1)
+
+
+def positions(cache: Cache, history: History, count: int) -> Array:
+    """int32 [R, T] of the next tokens; of those behind the limit, whose columns never stay, that of the last."""
+    ahead_T = jnp.minimum(jnp.arange(count), history.limit - history.step - 1)
+    return jnp.sum(cache.valid, axis=1, dtype=jnp.int32)[:, None] + ahead_T[None, :]
 
 
 def judged(
