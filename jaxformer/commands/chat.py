@@ -4,7 +4,7 @@ import contextlib
 import json
 import secrets
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -99,22 +99,29 @@ class Chat:
                 f"the first {left_out} messages no longer fit {self.talk.context} tokens: the model is not given them"
             )
         self.forgotten = left_out
+        said = list[str]()
+        try:
+            with contextlib.closing(self.pieces(ids)) as pieces:
+                for piece in pieces:
+                    said.append(piece)
+                    print(piece, end="", flush=True)
+            print()
+        except KeyboardInterrupt:
+            print()
+            if not said:
+                self.talk.take_back()
+                note("interrupted: nothing was answered, and the question is taken back")
+                return
+            note("interrupted: what stands above is kept as the answer")
+        self.talk.answer("".join(said))
+
+    def pieces(self, ids: list[int]) -> Generator[str, None, None]:
+        """The answer to a prompt as it is produced; of the prompt only what is new since the last one is read."""
         self.key, key = jax.random.split(self.key)
         if self.model.config.encoder is None:  # of what an encoder reads, every part sees every other
             self.past = remember(self.model, self.params, ids, self.past)
         given = self.model, self.params, self.talk.tokenizer, ids, self.options.tokens, self.strategy()
-        pieces, said = stream(*given, key=key, past=self.past), []
-        try:
-            for piece in pieces:
-                said.append(piece)
-                print(piece, end="", flush=True)
-            print()
-        except KeyboardInterrupt:
-            print()
-            note("interrupted: what stands above is kept as the answer")
-        finally:
-            pieces.close()  # type: ignore[attr-defined]
-        self.talk.answer("".join(said))
+        yield from stream(*given, key=key, past=self.past)
 
     def strategy(self) -> Greedy | Sample:
         """How tokens are picked now."""
@@ -164,6 +171,9 @@ class Chat:
             note(f"{name} cannot be changed: expected one of {', '.join(CHANGEABLE)}")
             return
         old = getattr(self.options, name)
+        if not value:
+            note(f"{name} is {old}")
+            return
         try:
             setattr(self.options, name, type(old)(value))
             self.strategy().checked()

@@ -106,6 +106,16 @@ def test_an_answer_that_is_interrupted_is_kept_as_far_as_it_came(talk, monkeypat
     assert json.loads((tmp_path / "talk.json").read_text())["messages"][-1]["content"] == "as far"
 
 
+def test_a_question_that_is_interrupted_before_its_answer_begins_is_taken_back(talk, monkeypatch, tmp_path):
+    def remember(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(chat, "remember", remember)
+    out = talk("hello", f"/save {tmp_path / 'talk.json'}")
+    assert "interrupted: nothing was answered" in out
+    assert json.loads((tmp_path / "talk.json").read_text())["messages"] == []
+
+
 def test_a_conversation_is_saved_and_gone_on_with(talk, tmp_path):
     file = tmp_path / "talk.json"
     talk("/system be kind", "hello", f"/save {file}")
@@ -119,11 +129,22 @@ def test_a_conversation_is_saved_and_gone_on_with(talk, tmp_path):
 
 
 def test_commands_are_listed_and_wrong_ones_told(talk):
-    out = talk("/help", "/sing", "/undo", "/retry", "/set", "/set tokens", "/set tokens -1", "/set temperature -2")
+    out = talk(
+        "/help",
+        "/sing",
+        "/undo",
+        "/retry",
+        "/set",
+        "/set tokens",
+        "/set tokens x",
+        "/set tokens -1",
+        "/set temperature -2",
+    )
     assert all(f"/{name}" in out for name in ("clear", "undo", "retry", "system", "set", "save", "load", "exit"))
     assert "there is no /sing" in out
     assert out.count("nothing has been said") == 2
     assert "tokens 6, temperature 0.7" in out
+    assert "(tokens is 6)" in out
     assert out.count("tokens stays 6") == 2
     assert "temperature stays 0.7" in out
     assert "/set" not in talk("/exit", "/help")
