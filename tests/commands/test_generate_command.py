@@ -70,6 +70,16 @@ def test_text_is_written_as_it_is_produced(published, monkeypatch):
     assert all(late.startswith(early) for early, late in itertools.pairwise(written))
 
 
+def test_a_stop_string_ends_the_text_before_it(published, capsys):
+    whole = text(capsys, published, "--temperature", "0").out
+    new = whole[len(PROMPT) : -1]
+    assert len(new) > 3
+    assert (
+        text(capsys, published, "--temperature", "0", "--stop", new[2]).out
+        == PROMPT + new[: new.index(new[2])] + "\n"
+    )
+
+
 def test_the_prompt_may_come_from_standard_input(published, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", io.StringIO(PROMPT))
     generate.main([str(published / "model"), "--prompt", "-", "--tokens", "8", "--temperature", "0"])

@@ -16,7 +16,7 @@ from jaxformer.config import (
 )
 from jaxformer.generation import Sample
 from jaxformer.nn.model import Model
-from jaxformer.stream_text import stream, whole_characters
+from jaxformer.stream_text import stream, until, whole_characters
 from jaxformer.text.tokenizer import TokenizerConfig, train_tokenizer
 
 TEXTS = ["the quick brown fox jumps over the lazy dog, and the dog sleeps on: naïve café, 你好 🙂 déjà vu"] * 20
@@ -95,3 +95,34 @@ def test_a_stream_ends_with_the_card_or_the_tokenizers_eos(model_and_params):
     assert len("".join(give(model, eos=everything))) <= 1
     assert give(model.clone(card=Card(config={"eos_token_id": everything}))) == give(model, eos=everything)
     assert give(model) == give(model, eos=1)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
+@pytest.mark.parametrize(
+    "stop", [["dog"], ["over", "lazy"], ["zzz"], ["the"], ["g", "dog"], ["ooo", "oo"], []], ids=str
+)
+def test_a_text_stops_before_the_first_of_the_strings_that_is_complete(size, stop):
+    """As far as `size` characters at a time show, whatever pieces it comes in."""
+    text = "a fox jumps oover the lazy dog, ooo the doog"
+    pieces, taken = [text[i : i + size] for i in range(0, len(text), size)], []
+    found = list(until((taken.append(piece) or piece for piece in pieces), stop))
+    ends = [(text.index(each) + len(each), text.index(each)) for each in stop if each in text]
+    assert "".join(found) == (text[: min(ends)[1]] if ends else text)
+    assert all(found)
+    assert len(taken) == (-(-min(ends)[0] // size) if ends else len(pieces))  # nothing is asked for beyond
+
+
+def test_nothing_is_given_out_that_may_belong_to_a_stop_string():
+    assert list(until(iter(["ab", "c", "ab", "d", "ab"]), ["abd"])) == ["abc"]
+    assert list(until(iter(["ab", "c", "ab"]), ["abd"])) == ["abc", "ab"]
+
+
+def test_a_stream_stops_where_its_text_does(model_and_params):
+    given = *model_and_params, Bytes(), "the ", 24, Sample(1.5)
+    whole = "".join(stream(*given, key=jax.random.key(0), eos=()))
+    assert len(whole) > 6
+    for stop in (whole[3], whole[2:5], [whole[5], whole[3:5]]):
+        first = min(whole.index(each) for each in ([stop] if isinstance(stop, str) else stop))
+        assert "".join(stream(*given, key=jax.random.key(0), eos=(), stop=stop)) == whole[:first]
+    with pytest.raises(ValueError, match="one character or more"):
+        stream(*given, stop=["a", ""])
