@@ -35,7 +35,7 @@ def test_each_command_has_help(name, option, capsys):
 
 def test_an_unknown_command_is_told_which_there_are(capsys):
     assert run("trian") == 2
-    told = "expected one of train, evaluate, generate, convert, verify, doctor"
+    told = "expected one of train, evaluate, generate, chat, convert, verify, doctor"
     assert capsys.readouterr().err == f"jaxformer: unknown command 'trian': {told}\n"
 
 

@@ -18,6 +18,9 @@ from jaxformer.generation import Greedy, Past, RepetitionPenalty, Sample, rememb
 from jaxformer.source import from_pretrained
 from jaxformer.stream_text import stream
 
+with contextlib.suppress(ImportError):  # not on every system
+    import readline  # noqa: F401 lines can be edited, and called back by the arrow keys
+
 
 @dataclass
 class Options:
@@ -230,8 +233,6 @@ def main(arguments: list[str]) -> int:
     """Exit code 0 once the conversation is left."""
     chat = Chat(tyro.cli(Options, prog="jaxformer chat", args=arguments))
     machine.use_compilation_cache()
-    with contextlib.suppress(ImportError):
-        import readline  # noqa: F401 lines can be edited, and called back by the arrow keys
     note(f"talking with {chat.options.source}: /help lists what else can be done, Ctrl-C ends an answer")
     while True:
         try:
