@@ -66,8 +66,7 @@ def begin(model: Model, prefilled: Prefilled, request: Request) -> State:
     state = draw.empty(dataclasses.replace(prefilled, logits=logits_BV), request)
     past_BTD = jnp.where(request.mask[:, :, None], _unit(prefilled.hidden), 0)
     past_BSD = jnp.pad(past_BTD, ((0, 0), (0, prefilled.plan.room), (0, 0)))
-    held = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
-    return State(**held, logits=logits_BV, past=past_BSD)
+    return draw.extended(state, State, logits=logits_BV, past=past_BSD)
 
 
 def step(model: Model, state: State, request: Request) -> State:

@@ -69,6 +69,12 @@ def empty(prefilled: Prefilled, request: Request) -> State:
     )
 
 
+def extended(state: State, kind: type[S], **more: Any) -> S:
+    """The same as a state of another kind, which holds `more`."""
+    held = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return kind(**held, **more)
+
+
 def step(model: Model, state: State, request: Request) -> State:
     """The state after one more token."""
     out = model.apply(request.variables, state.last[:, None], cache=state.cache, method="decode")

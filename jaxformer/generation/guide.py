@@ -77,8 +77,7 @@ def begin(model: Model, prefilled: Prefilled, request: Request) -> State:
     asked = dataclasses.replace(request, prompt=prompt, mask=mask)
     negative = read(model, request.variables, None, asked, prefilled.plan)
     state = draw.empty(prefilled, request)
-    held = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
-    return take(State(**held, negative=negative.cache), prefilled.logits, negative.logits, request)
+    return take(draw.extended(state, State, negative=negative.cache), prefilled.logits, negative.logits, request)
 
 
 def step(model: Model, state: State, request: Request) -> State:

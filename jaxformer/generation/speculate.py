@@ -134,9 +134,8 @@ class Speculation(draw.State):
 def begin(model: Model, prefilled: Prefilled, request: Request) -> Speculation:
     """The state after the first token, which the model picks by itself."""
     state = draw.take(draw.empty(prefilled, request), prefilled.logits, request, request.strategy.base)
-    held = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
     guesser = request.strategy.begin(prefilled, request)
-    return Speculation(**held, guesser=guesser, passes=jnp.zeros((), jnp.int32))
+    return draw.extended(state, Speculation, guesser=guesser, passes=jnp.zeros((), jnp.int32))
 
 
 def step(model: Model, state: Speculation, request: Request) -> Speculation:
