@@ -3,7 +3,7 @@
 Each system is a program of its own that lives through the whole comparison and works only when told to. It
 builds and warms what it measures, then hands one repetition to `serve`, which speaks this protocol:
 
-    program -> {"tokens": 1024, "flop": 7.6e11, "bytes": 0, "compile_seconds": 3.1, ...}   once, when warm
+    program -> {"tokens": 1024, "work": [[7.6e11, 0]], "compile_seconds": 3.1, ...}        once, when warm
     harness -> go                                                                          any number of times
     program -> {"seconds": 6.9, "cpu_seconds": 13.5, "peak_bytes": 4.1e9}                  after each go
 
@@ -12,7 +12,7 @@ A benchmark is then one file with both halves:
     from harness import System, compare, serve
 
     if "--serve" in sys.argv:
-        serve(one_step, tokens=1024, flop=6 * parameters * 1024)
+        serve(one_step, tokens=1024, work=[(6 * parameters * 1024, 0)])
     else:
         here = Path(__file__)
         ours = System("jaxformer", (sys.executable, str(here), "--serve"))
@@ -22,8 +22,8 @@ A benchmark is then one file with both halves:
 Pairs run A B, B A, A B ...; the waiting system blocks on its stdin. Between pairs the machine's rate of
 matrix products and its read bandwidth are measured: a pair across which either moved by more than 10% is
 dropped. The verdict is the median of the ratios of the kept pairs with a bootstrap 90% interval. Both systems
-get the same cores and thread counts. A system's floor is the time that its `flop` and `bytes` cost at the
-rates measured around the pair.
+get the same cores and thread counts. A system's floor is the time that its work costs at the rates
+measured around the pair: of each part that must follow another, the FLOP or the bytes, whichever take longer.
 
 One system alone: python benchmarks/harness.py PROGRAM [ARGUMENT ...]
 """
@@ -84,12 +84,11 @@ def serve(
     repeat: Callable[[], None],
     *,
     tokens: int,
-    flop: float = 0.0,
-    bytes: float = 0.0,
+    work: Sequence[tuple[float, float]],
     compile_seconds: float | None = None,
     **about: Any,
 ) -> None:
-    """The program's half of the protocol. `tokens`, `flop` and `bytes` are those of one repetition.
+    """The program's half of the protocol. `tokens` and `work`, FLOP and bytes a part, are those of one repetition.
 
     `repeat` ends only when its work has (`jax.block_until_ready`, `torch.cuda.synchronize`). It runs twice to
     warm up; where `compile_seconds` is not given, it is what the first run took more than the second.
@@ -106,7 +105,7 @@ def serve(
     first, second = measure(), measure()
     if compile_seconds is None:
         compile_seconds = max(0.0, first["seconds"] - second["seconds"])
-    ready = {"tokens": tokens, "flop": flop, "bytes": bytes, "compile_seconds": compile_seconds, **about}
+    ready = {"tokens": tokens, "work": work, "compile_seconds": compile_seconds, **about}
     print(json.dumps(ready), file=protocol)
     for _ in sys.stdin:
         print(json.dumps(measure()), file=protocol)
@@ -174,8 +173,9 @@ class Pair:
 
     def share(self, about: dict[str, Any], run: dict[str, float]) -> float:
         """Share of the floor: 1.0 is a run that takes no longer than its products and its reading must."""
-        flop, rate = (np.mean(pair) for pair in zip(self.before, self.after, strict=True))
-        return max(about["flop"] / flop, about["bytes"] / rate) / run["seconds"]
+        per_flop, per_byte = (1 / np.mean(pair) for pair in zip(self.before, self.after, strict=True))
+        floor = sum(max(flop * per_flop, read * per_byte) for flop, read in about["work"])
+        return float(floor) / run["seconds"]
 
 
 @dataclass(frozen=True)

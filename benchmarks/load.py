@@ -73,7 +73,7 @@ def serve_loading(load: Callable[[], Arrays], **about: Any) -> None:
     placed, parameters = sum(a.nbytes for a in arrays), sum(a.size for a in arrays)
     about |= {"largest_leaf": max(a.nbytes for a in arrays)}
     del arrays
-    serve(lambda: checksum(load()), tokens=parameters, bytes=placed, **about)
+    serve(lambda: checksum(load()), tokens=parameters, work=[(0.0, placed)], placed=placed, **about)
 
 
 def checksum(arrays: Arrays) -> int:
@@ -103,7 +103,7 @@ def measure_memory(pair: tuple[System, System], threads: int = 2) -> None:
 
 
 def memory_rows(pair: tuple[System, System]) -> list[dict[str, Any]]:
-    rows = [{"system": system.name, "placed": system.about["bytes"], **system.about} for system in pair]
+    rows = [{"system": system.name, **system.about} for system in pair]
     if rows[0]["checksum"] != rows[1]["checksum"]:
         raise RuntimeError("the two systems did not load the same numbers")
     return rows
@@ -122,8 +122,8 @@ def report(comparison: Comparison, rows: list[dict[str, Any]], command: str) -> 
     for row, system in zip(comparison.rows(), (comparison.a, comparison.b), strict=True):
         about, seconds = system.about, row["seconds"]
         lines.append(
-            f"| {system.name} | {mb(about['bytes'])} | {seconds:.3f} | {row['cpu_seconds']:.3f} | "
-            f"{about['bytes'] / seconds / 1e9:.2f} | {row['share_of_floor']:.0%} | {about['first_seconds']:.2f} s |"
+            f"| {system.name} | {mb(about['placed'])} | {seconds:.3f} | {row['cpu_seconds']:.3f} | "
+            f"{about['placed'] / seconds / 1e9:.2f} | {row['share_of_floor']:.0%} | {about['first_seconds']:.2f} s |"
         )
     lines += ["", *str(comparison).splitlines()[-2:], "", "## Memory", "", EXPLAINED, ""]
     lines += [

@@ -1,21 +1,25 @@
 """The reference to be measured against: torch and transformers, float32, GPT-2 124M with random weights.
 
     python benchmarks/reference_torch.py train              one AdamW step on 4 x 256 tokens
-    python benchmarks/reference_torch.py decode --batch 8   64 new tokens after prompts of 32, greedy
+    python benchmarks/reference_torch.py decode --case gpt2-greedy-8-32 --folder X    what decode.py has written
     python benchmarks/reference_torch.py load --folder X    the published checkpoint in a folder instead
 
-All speak the protocol of harness.py. `--form` picks how tokens are decoded; the default is the fastest.
+All speak the protocol of harness.py. `--form` picks how tokens are decoded; the default is the fastest, but for
+beams, which are searched by `generate` alone.
 """
 
 import argparse
 import os
 
+import numpy as np
 import torch
+from decode import BEAMS, TEMPERATURE, TOP_P, Case, named, serve_case
 from harness import serve
 from load import Arrays, serve_loading
 from torch.nn import functional
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     DynamicCache,
     GPT2Config,
     GPT2LMHeadModel,
@@ -25,7 +29,6 @@ from transformers import (
 from transformers import __version__ as transformers_version
 from transformers.utils.logging import disable_progress_bar
 
-PROMPT, NEW = 32, 64
 BATCH, LENGTH = 4, 256
 
 
@@ -54,30 +57,42 @@ def trainer(model: GPT2LMHeadModel):
     return step
 
 
-def decoder(model: GPT2LMHeadModel, batch: int, form: str):
-    """NEW tokens a row: by `generate`, or by hand without its bookkeeping; the cache grows, or is static."""
-    model.eval()
-    prompt = torch.randint(model.config.vocab_size, (batch, PROMPT))
-    mask = torch.ones_like(prompt)
-    options = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False, "pad_token_id": 0}
+def decoder(case: Case, folder: str, form: str):
+    """New tokens of prompts: by `generate`, or by hand without its bookkeeping; the cache grows, or is static."""
+    kind = AutoModelForCausalLM if case.config.encoder is None else AutoModelForSeq2SeqLM
+    model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").eval()
+    options = {"max_new_tokens": case.new, "min_new_tokens": case.new, "pad_token_id": 0}
+    options |= {
+        "sampled": {"do_sample": True, "temperature": TEMPERATURE, "top_p": TOP_P, "top_k": 0},
+        "beam": {"num_beams": BEAMS, "do_sample": False},
+    }.get(case.way, {"do_sample": False})
 
     @torch.inference_mode()
-    def by_generate() -> None:
-        kind = {"cache_implementation": "static"} if form == "generate-static" else {}
-        assert model.generate(prompt, attention_mask=mask, **options, **kind).shape == (batch, PROMPT + NEW)
+    def by_generate(prompts: np.ndarray) -> np.ndarray:
+        static = {"cache_implementation": "static"} if form == "generate-static" else {}
+        prompts = torch.from_numpy(prompts)
+        whole = model.generate(prompts, attention_mask=torch.ones_like(prompts), **options, **static)
+        return whole[:, -case.new :].numpy()
 
     @torch.inference_mode()
-    def by_hand() -> None:
+    def by_hand(prompts: np.ndarray) -> np.ndarray:
         static = form == "hand-static"
-        cache = StaticCache(model.config, max_cache_len=PROMPT + NEW) if static else DynamicCache()
-        tokens, out = prompt, []
-        for _ in range(NEW):
-            logits = model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
-            tokens = logits[:, -1].argmax(-1, keepdim=True)
+        cache = StaticCache(model.config, max_cache_len=case.prompt + case.new) if static else DynamicCache()
+        tokens, out = torch.from_numpy(prompts), []
+        for _ in range(case.new):
+            logits = model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+            tokens = drawn(logits) if case.way == "sampled" else logits.argmax(-1, keepdim=True)
             out.append(tokens)
-        assert torch.cat(out, 1).shape == (batch, NEW)
+        return torch.cat(out, 1).numpy()
 
-    return by_generate if form.startswith("generate") else by_hand
+    return by_generate if form.startswith("generate") or case.way == "beam" else by_hand
+
+
+def drawn(logits: torch.Tensor) -> torch.Tensor:
+    """A token [B, 1] from logits [B, V]: of the fewest that hold probability TOP_P."""
+    p, order = torch.softmax(logits / TEMPERATURE, -1).sort(-1, descending=True)
+    p[p.cumsum(-1) - p > TOP_P] = 0
+    return order.gather(-1, torch.multinomial(p, 1))
 
 
 def loader(folder: str):
@@ -95,23 +110,19 @@ def loader(folder: str):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", choices=["train", "decode", "load"])
-    parser.add_argument("--batch", type=int, default=1, help="rows to decode")
+    parser.add_argument("--case", type=named, help="what to decode")
     parser.add_argument("--form", choices=["generate", "generate-static", "hand", "hand-static"], default="hand")
     parser.add_argument("--folder", help="what to load")
     args = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     if args.work == "load":
         return serve_loading(loader(args.folder), torch=torch.__version__, transformers=transformers_version)
-    model = gpt2()
+    about = {"torch": torch.__version__, "transformers": transformers_version}
+    if args.work == "decode":
+        return serve_case(args.case, args.folder, decoder(args.case, args.folder, args.form), form=args.form, **about)
+    model, tokens = gpt2(), BATCH * LENGTH
     parameters = sum(p.numel() for p in model.parameters())
-    about = {"torch": torch.__version__, "transformers": transformers_version, "parameters": parameters}
-    if args.work == "train":
-        tokens = BATCH * LENGTH
-        serve(trainer(model), tokens=tokens, flop=6.0 * parameters * tokens, **about)
-    else:
-        read = 4.0 * (parameters - model.transformer.wpe.weight.numel())  # a token looks up one position
-        step = decoder(model, args.batch, args.form)
-        serve(step, tokens=NEW * args.batch, bytes=read * NEW, form=args.form, **about)
+    serve(trainer(model), tokens=tokens, work=[(6.0 * parameters * tokens, 0.0)], parameters=parameters, **about)
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def serve_training(remat: str, unroll: int) -> None:
     tokens = ROWS * LENGTH
     temporaries = compiled.memory_analysis().temp_size_in_bytes
     about = {"jax": jax.__version__, "remat": remat, "unroll": unroll, "temporaries": temporaries}
-    serve(one, tokens=tokens, flop=6.0 * parameters * tokens, compile_seconds=seconds, **about)
+    serve(one, tokens=tokens, work=[(6.0 * parameters * tokens, 0.0)], compile_seconds=seconds, **about)
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ from jaxformer.generation.contrast import Contrastive
 from jaxformer.generation.decode import Generated, generate
 from jaxformer.generation.guide import Guided
 from jaxformer.generation.hosted import Hosted
+from jaxformer.generation.layout import for_decoding
 from jaxformer.generation.past import Past, remember
 from jaxformer.generation.process import (
     BadWords,
@@ -48,6 +49,7 @@ __all__ = [
     "Sample",
     "Strategy",
     "TokenAutomaton",
+    "for_decoding",
     "generate",
     "remember",
     "stream_tokens",

@@ -18,7 +18,7 @@ from jaxformer.generation import draw, prompts
 from jaxformer.generation.prefill import Prefilled, read
 from jaxformer.generation.process import History, Processor
 from jaxformer.generation.request import Request
-from jaxformer.generation.sample import Greedy, Sample
+from jaxformer.generation.sample import Greedy, Sample, drawn
 from jaxformer.nn.cache import Cache
 from jaxformer.nn.model import Model
 
@@ -113,7 +113,7 @@ class Draft:
             out = self.model.apply(self.params, token_R[:, None], **place, method="decode")
             logits_RV = self.model.apply(self.params, out.hidden[:, -1], method="unembed")
             log_q_RV = self.base.log_probabilities(logits_RV)
-            token_R = jax.random.categorical(key, log_q_RV).astype(jnp.int32)
+            token_R = drawn(key, log_q_RV)
             return (out.cache, token_R), (token_R, log_q_RV)
 
         keys = jax.random.split(key, self.count + 1)  # the last guess is drawn for nothing, and read for its keys
@@ -225,7 +225,7 @@ def pick(
     log_u_R = jnp.log(jax.random.uniform(accept_key, guess_R.shape))
     accepted_R = guessed & (log_u_R < at_guess(log_p_RV) - log_q_R)
     rest_RV = jnp.where(guessed, rest_RV, log_p_RV)
-    return jnp.where(accepted_R, guess_R, jax.random.categorical(draw_key, rest_RV)).astype(jnp.int32)
+    return jnp.where(accepted_R, guess_R, drawn(draw_key, rest_RV))
 
 
 def _base(base: Greedy | Sample) -> Greedy | Sample:

@@ -13,6 +13,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxformer import tree
 
+FEW = 64
+"""Rows of x up to which a turned kernel comes first in the product."""
 PRODUCT = "product"
 """The name under which `jax.checkpoint` policies know the value of a product with a parameter."""
 KERNELS: tree.Rules[tuple[int, int]] = (
@@ -70,7 +72,29 @@ class Quantized:
         return runs.reshape(self.shape).astype(dtype)
 
 
-Kernel = Array | Quantized
+@struct.dataclass
+class Turned:
+    """A kernel with its outputs first, in the place of its array: for decoding a few rows on a CPU.
+
+    There a product of few rows runs as the library multiplies a large matrix by a small one, and reads the large
+    one best along its inputs. Nothing is differentiated by it.
+    """
+
+    values: Array
+    """[*out, *in]."""
+
+    def applied(self, x: Array, inputs: int) -> Array:
+        """From x [..., *in] to [..., *out], in x's dtype."""
+        values, rows, outputs = self.values.astype(x.dtype), x.ndim - inputs, self.values.ndim - inputs
+        shared = tuple(range(outputs, values.ndim)), tuple(range(rows, x.ndim))
+        if math.prod(x.shape[:rows]) > FEW:
+            return jax.lax.dot_general(x, values, (shared[::-1], ((), ())))
+        # Without the barrier XLA would put x first again, so as to have no transpose behind the product.
+        y = jax.lax.optimization_barrier(jax.lax.dot_general(values, x, (shared, ((), ()))))
+        return jnp.transpose(y, (*range(outputs, y.ndim), *range(outputs)))
+
+
+Kernel = Array | Quantized | Turned
 
 
 def product(x: Array, kernel: Kernel, inputs: int) -> Array:
@@ -80,20 +104,24 @@ def product(x: Array, kernel: Kernel, inputs: int) -> Array:
     they lie. Jax would put the cotangent first, which XLA's CPU compiler then transposes element by element
     together with all that made it, at more than the product's own cost. The price: no forward-mode derivatives.
     """
+    if isinstance(kernel, Turned):
+        return kernel.applied(x, inputs)
     return checkpoint_name(_product(x, kernel, inputs), PRODUCT)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _product(x: Array, kernel: Kernel, inputs: int) -> Array:
+def _product(x: Array, kernel: Array | Quantized, inputs: int) -> Array:
     shared = tuple(range(x.ndim - inputs, x.ndim)), tuple(range(inputs))
     return jax.lax.dot_general(x, _dense(kernel, x.dtype), (shared, ((), ())))
 
 
-def _product_forward(x: Array, kernel: Kernel, inputs: int) -> tuple[Array, tuple[Array, Kernel]]:
+def _product_forward(
+    x: Array, kernel: Array | Quantized, inputs: int
+) -> tuple[Array, tuple[Array, Array | Quantized]]:
     return _product(x, kernel, inputs), (x, kernel)
 
 
-def _product_backward(inputs: int, kept: tuple[Array, Kernel], ct: Array) -> tuple[Array, Array | None]:
+def _product_backward(inputs: int, kept: tuple[Array, Array | Quantized], ct: Array) -> tuple[Array, Array | None]:
     x, kernel = kept
     rows = tuple(range(x.ndim - inputs))
     shared = tuple(range(len(rows), ct.ndim)), tuple(range(inputs, len(kernel.shape)))
@@ -107,7 +135,7 @@ def _product_backward(inputs: int, kept: tuple[Array, Kernel], ct: Array) -> tup
 _product.defvjp(_product_forward, _product_backward)
 
 
-def _dense(kernel: Kernel, dtype: Any) -> Array:
+def _dense(kernel: Array | Quantized, dtype: Any) -> Array:
     return kernel.dense(dtype) if isinstance(kernel, Quantized) else kernel.astype(dtype)
 
 
@@ -153,9 +181,9 @@ def _dropped(x: Array, rate: Array, key: Array) -> Array:
 
 
 def _kernel(module: nn.Module, std: float, shape: tuple[int, ...]) -> Kernel:
-    """The module's kernel; flax would compare the bytes of a quantized one with its shape."""
+    """The module's kernel; flax would compare what stands in its place with its shape."""
     held: Any = module.get_variable("params", "kernel")
-    if isinstance(held, Quantized):
+    if isinstance(held, Quantized | Turned):
         return held
     return module.param("kernel", nn.initializers.normal(std), shape)
 

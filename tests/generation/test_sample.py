@@ -3,7 +3,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxformer.generation.sample import Greedy, Sample, keep_top_k, keep_top_p, log_probability
+from jaxformer.generation.sample import (
+    GROUP,
+    Greedy,
+    Sample,
+    drawn,
+    first_largest,
+    keep_top_k,
+    keep_top_p,
+    log_probability,
+)
 
 ROWS, VOCAB = 3, 50
 
@@ -88,6 +97,28 @@ def test_draws_follow_the_processed_softmax(strategy):
     chi_square = np.sum((counts - expected)[possible] ** 2 / expected[possible])
     limit = {4: 18.5, 9: 27.9}  # degrees of freedom: 99.9% point
     assert chi_square < limit.get(possible.sum() - 1, 27.9)
+
+
+def test_draws_over_several_groups_follow_the_softmax():
+    """Pearson's chi-square of 50,000 draws, below the 99.9% point for 2 * GROUP + 36 degrees of freedom."""
+    vocab = 2 * GROUP + 37
+    row = 1.5 * jax.random.normal(jax.random.key(1), (vocab,))
+    tokens = drawn(jax.random.key(0), jnp.broadcast_to(row[None, :], (50_000, vocab)))
+    counts, expected = np.bincount(tokens, minlength=vocab), 50_000 * np.asarray(jax.nn.softmax(row))
+    assert np.sum((counts - expected) ** 2 / expected) < 655  # scipy.stats.chi2.ppf(0.999, 548)
+
+
+def test_what_is_impossible_is_never_drawn():
+    random = np.random.default_rng(0)
+    possible = random.random((5000, 3 * GROUP - 1)) < 0.01
+    possible[:, 2 * GROUP + 5] = True
+    tokens = drawn(jax.random.key(0), jnp.where(possible, 30 * random.standard_normal(possible.shape), -jnp.inf))
+    assert possible[np.arange(5000), tokens].all()
+
+
+def test_the_largest_is_the_first_of_equals_and_no_number_is_a_token():
+    rows = np.array([[1, 3, 3, 2], [-np.inf] * 4, [np.inf, 0, np.inf, 0], [np.nan] * 4], np.float32)
+    assert first_largest(jnp.asarray(rows)).tolist() == [1, 0, 0, 3]
 
 
 def test_another_number_compiles_nothing(count_compilations, logits):
