@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxformer.generation.automaton import TokenAutomaton, automaton
+from jaxformer.generation.automaton import TokenAutomaton, automaton, searching
 from jaxformer.generation.hosted import Hosted
 from jaxformer.text.schema import Expression, bare
 from jaxformer.text.token_bytes import opening_bytes, token_bytes
@@ -36,8 +36,23 @@ def stop(tokenizer: Tokenizer, strings: str | Sequence[str]) -> TokenAutomaton:
     strings = [strings] if isinstance(strings, str) else list(strings)
     if not strings or not all(strings):
         raise ValueError(f"stop strings are {strings}: give one character or more in each")
-    machine = _searching([string.encode() for string in strings])
+    moves, found = searching([string.encode() for string in strings], 256)
+    machine = _Bytes(np.append(moves, np.full((1, 256), -1, np.int32), axis=0), found)
     return _over_tokens(machine, token_bytes(tokenizer), final=machine.accept)
+
+
+def containing(tokenizer: Tokenizer, phrases: str | Sequence[str | Sequence[str]]) -> list[TokenAutomaton]:
+    """What a beam search has to write, for the `phrases` of `Beam`: each a string, or several of which any will do.
+
+    However tokens write it: within one, over several, with more text around. A space at its beginning keeps a word
+    from being the end of another.
+
+    Raises ValueError where there is no phrase, or an empty one.
+    """
+    found = [stop(tokenizer, phrase) for phrase in ([phrases] if isinstance(phrases, str) else phrases)]
+    if not found:
+        raise ValueError("phrases are empty: give one or more that the text must contain")
+    return found
 
 
 def matching(tokenizer: Tokenizer, pattern: str, opens: bool = False) -> TokenAutomaton:
@@ -166,35 +181,6 @@ class _Bytes:
     """int32 [S + 1, 256], -1 where there is no way; the last row, which -1 picks, is all -1."""
     accept: np.ndarray
     """bool [S]"""
-
-
-def _searching(strings: Sequence[bytes]) -> _Bytes:
-    """Aho and Corasick, 1975: accepts from the first byte on with which one of `strings` has been read."""
-    children: list[dict[int, int]] = [{}]
-    found = [False]
-    for string in strings:
-        at = 0
-        for byte in string:
-            if byte not in children[at]:
-                children[at][byte] = len(children)
-                children.append({})
-                found.append(False)
-            at = children[at][byte]
-        found[at] = True
-    moves, accept = np.zeros((len(children) + 1, 256), np.int32), np.array(found)
-    fallback = [0] * len(children)
-    waiting = [0]
-    for at in waiting:  # the shallow before the deep
-        accept[at] |= accept[fallback[at]]
-        moves[at] = moves[fallback[at]]
-        for byte, child in children[at].items():
-            fallback[child] = int(moves[at, byte])
-            moves[at, byte] = child
-            waiting.append(child)
-    moves[-1] = -1
-    (ends,) = np.nonzero(accept)
-    moves[ends] = ends[:, None]
-    return _Bytes(moves, accept)
 
 
 def _machine(pattern: str) -> _Bytes:

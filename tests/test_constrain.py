@@ -183,6 +183,22 @@ def test_a_text_of_its_own_does_without_the_space_that_its_tokenizer_drops():
         assert re.fullmatch(pattern, tokenizer.decode(row[:length]))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_beams_write_phrases_however_tokens_do(kind):
+    """Within a token or over several; a string that no one token writes, and one of two."""
+    phrases = [["quick", "zq"], "0 j"]
+    held = constrain.containing(tokenizer_of(kind), phrases)
+    for text, _ in texts(kind, strategy=Beam(6, phrases=held), rows=6, new=16):
+        assert "quick" in text or "zq" in text
+        assert "0 j" in text
+
+
+def test_no_phrases_are_refused():
+    for phrases in ([], "", [[]]):
+        with pytest.raises(ValueError, match=r"give (one|\w+ character) or more"):
+            constrain.containing(SMALL, phrases)
+
+
 @pytest.mark.parametrize("pattern", ["(a", "(?=a)b", "a{2,1}", "", "(|)"])
 def test_what_is_no_pattern_is_said(pattern):
     pytest.importorskip("outlines_core")

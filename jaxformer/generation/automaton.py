@@ -1,5 +1,7 @@
 """Which tokens may follow which, as tables on the device. R rows, Q states, C classes of tokens, V vocabulary."""
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
@@ -41,15 +43,17 @@ class TokenAutomaton(Constraint):
             )
         return self
 
+    def class_of(self, vocab: int) -> Array:
+        """The class of each id that a model of so many knows: int32 [vocab]."""
+        return jnp.pad(self.classes[:vocab], (0, max(0, vocab - len(self.classes))))
+
     def init(self, history: History) -> Array:
         """The state of each row: int32 [R]."""
         return jnp.zeros(history.prompt.shape[0], jnp.int32)
 
     def __call__(self, logits: Array, history: History, state: Array) -> Array:
         """See Processor."""
-        vocab = logits.shape[-1]
-        class_V = jnp.pad(self.classes[:vocab], (0, max(0, vocab - len(self.classes))))
-        may_RV = jnp.take(self.next[state] >= 0, class_V, axis=1)
+        may_RV = jnp.take(self.next[state] >= 0, self.class_of(logits.shape[-1]), axis=1)
         may_RV = may_RV.at[:, history.eos].set(self.accept[state][:, None])
         return jnp.where(may_RV, logits, -jnp.inf)
 
@@ -74,6 +78,38 @@ def automaton(next: np.ndarray, classes: np.ndarray, accept: np.ndarray, final: 
     table[: next.shape[0], : next.shape[1]] = next
     flags = (np.pad(each, (0, states - len(each))) for each in (accept, final))
     return TokenAutomaton(jnp.asarray(table), jnp.asarray(classes, jnp.int32), *map(jnp.asarray, flags))
+
+
+def searching(strings: Sequence[Sequence[int]], symbols: int) -> tuple[np.ndarray, np.ndarray]:
+    """(int32 [Q, symbols], where each symbol leads from each state, 0 the first; bool [Q], where one was read whole).
+
+    `strings` hold symbols below `symbols`, one or more each. Nothing leads away from where one was found. "Efficient
+    string matching" (Aho and Corasick, 1975).
+    """
+    children: list[dict[int, int]] = [{}]
+    found = [False]
+    for string in strings:
+        at = 0
+        for symbol in string:
+            if symbol not in children[at]:
+                children[at][symbol] = len(children)
+                children.append({})
+                found.append(False)
+            at = children[at][symbol]
+        found[at] = True
+    moves, accept = np.zeros((len(children), symbols), np.int32), np.array(found)
+    fallback = [0] * len(children)
+    waiting = [0]
+    for at in waiting:  # the shallow before the deep
+        accept[at] |= accept[fallback[at]]
+        moves[at] = moves[fallback[at]]
+        for symbol, child in children[at].items():
+            fallback[child] = int(moves[at, symbol])
+            moves[at, symbol] = child
+            waiting.append(child)
+    (ends,) = np.nonzero(accept)
+    moves[ends] = ends[:, None]
+    return moves, accept
 
 
 def _room(length: int) -> int:

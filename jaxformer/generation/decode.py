@@ -90,7 +90,7 @@ def generate(
     given = mask, strategy, eos, pad, decoder_tokens, samples, key, adapter, prefix, alternatives, past
     state, request = start(model, params, tokens, max_new_tokens, *given, whole=True)
     state = steps(model, state, request, np.int32(max_new_tokens))
-    found = state.best(samples) if isinstance(state, Search) else state
+    found = state.best(samples, request.strategy.width) if isinstance(state, Search) else state
     new = slice(None), slice(max_new_tokens)
     likeliest = None if found.alternatives is None else tuple(np.asarray(leaf)[new] for leaf in found.alternatives)
     return Generated(
@@ -138,6 +138,8 @@ def start(
         if alternatives and isinstance(asked, Beam):
             raise ValueError("alternatives are those of a row that is drawn: a beam search has beams instead")
     ids = np.asarray(model.card.special("eos") if eos is None else eos, np.int32).reshape(-1)
+    if isinstance(asked, Beam):
+        asked = asked.planned(model.config.vocab, ids)
     if pad is None:
         pad = next(iter((*model.card.special("pad"), *ids)), 0)
     request = Request(

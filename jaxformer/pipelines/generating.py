@@ -125,5 +125,6 @@ def strategy_of(said: Mapping[str, Any]) -> Strategy | Beam:
         return Sample(**{name: value(name, usual) for name, usual in narrow.items()}, processors=steps)
     if value("num_beams", 1) > 1:
         rules = value("length_penalty", 1.0), value("early_stopping", False)
-        return Beam(said["num_beams"], *rules, processors=steps)
+        grouped = value("num_beam_groups", 1), value("diversity_penalty", 0.5)
+        return Beam(said["num_beams"], *rules, steps, *grouped)
     return Greedy(steps)

@@ -11,7 +11,7 @@ import pytest
 
 from jaxformer import testing
 from jaxformer.config import Card
-from jaxformer.generation import Beam, Greedy, decode, generate, prompts, stream_tokens
+from jaxformer.generation import Beam, ForcedFirst, Greedy, decode, generate, prompts, stream_tokens
 from jaxformer.nn.model import Model
 
 NEW, EOS, ROOM = 8, (3, 14, 31), 16
@@ -183,10 +183,88 @@ def test_another_penalty_compiles_nothing(count_compilations):
     assert compiled.names == []
 
 
+def test_groups_avoid_what_the_ones_before_go_on_by():
+    """No token that a group of two begins with begins another, where the penalty is large; nor do prompts matter."""
+    apart = Beam(6, 0.0, groups=3, diversity_penalty=100.0)
+    found = run("rotary", strategy=apart, samples=6)
+    firsts = [np.unique(rows[:, 0], return_counts=True) for rows in found.tokens.reshape(3, 6, NEW)]
+    assert all(len(ids) >= 3 and counts.max() <= 2 for ids, counts in firsts)
+    np.testing.assert_array_equal(
+        run("rotary", PROMPTS[::-1], strategy=apart, samples=6).tokens[6:12], found.tokens[6:12]
+    )
+    alike = run("rotary", strategy=Beam(6, 0.0, groups=3, diversity_penalty=1e-6), samples=6)
+    assert all(len(np.unique(rows, axis=0)) == 2 for rows in alike.tokens.reshape(3, 6, NEW))
+
+
+def holds(tokens, phrase):
+    """Whether a row holds a phrase, or one of several."""
+    if isinstance(phrase[0], list):
+        return any(holds(tokens, each) for each in phrase)
+    return any(list(tokens[i : i + len(phrase)]) == phrase for i in range(len(tokens)))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("width", [2, 6])
+def test_phrases_stand_in_every_continuation(width, groups):
+    """They share their beginnings, and one of them begins within itself again; no more columns than they have."""
+    phrases = [[5, 9], [5, 5, 8], [[7, 7, 7, 1], [30]]]
+    strategy = Beam(width, 0.3, phrases=phrases, groups=groups)
+    for new in (6, NEW + 4):
+        found = run("rotary", new=new, strategy=strategy, samples=width)
+        assert (found.lengths[::width] > 0).all()
+        for tokens, length, rank in zip(found.tokens, found.lengths, found.ranks, strict=True):
+            assert length == 0 or all(holds(tokens[:length], phrase) for phrase in phrases)
+            assert (length > 0) == (rank > -np.inf)
+    assert found.lengths.all()  # where there is more room
+
+
+@pytest.mark.parametrize("phrases", [[[2, 2]], [[3], [1]], [[[0, 1], [5]], [3]]], ids=str)
+def test_beams_enough_find_the_best_that_holds_the_phrases(phrases, monkeypatch):
+    vocab, new, eos, prompt = 6, 3, 4, [2, 2, 3]
+    config = dataclasses.replace(testing.tiny_models()["rotary"], vocab=vocab)
+    monkeypatch.setitem(globals(), "case", lambda name: drawn(config, sharper=3.0))
+    every = np.array(list(itertools.product(range(vocab), repeat=new)))
+    stops = every == eos
+    lengths = np.where(stops.any(1), stops.argmax(1) + 1, new)
+    ranks = (log_probabilities("", prompt, every) * (np.arange(new) < lengths[:, None])).sum(1) / lengths
+    right = [all(holds(row[:size], phrase) for phrase in phrases) for row, size in zip(every, lengths, strict=True)]
+    best = np.where(right, ranks, -np.inf).argmax()
+    found = run("", [prompt], new, Beam(vocab**new, 1.0, "never", phrases=phrases), eos)
+    assert found.tokens[0, : lengths[best]].tolist() == every[best, : lengths[best]].tolist()
+    np.testing.assert_allclose(found.ranks, ranks[best], rtol=1e-5)
+    assert ranks[best] < ranks.max() - 0.01  # another continuation is better
+
+
+def test_phrases_that_come_anyway_change_nothing():
+    """The first token is forced, and is the phrase: all beams are of one bank, and search as without."""
+    plain, held = (
+        run("relative", strategy=Beam(4, 0.6, processors=[ForcedFirst(11)], phrases=phrases), samples=4)
+        for phrases in ([], [[11]])
+    )
+    np.testing.assert_array_equal(plain.tokens, held.tokens)
+    np.testing.assert_array_equal(plain.ranks, held.ranks)
+
+
+def test_other_phrases_of_the_same_lengths_compile_nothing(count_compilations):
+    run("rotary", strategy=Beam(4, phrases=[[5, 9], [[7], [8, 1]]], groups=2))
+    with count_compilations() as compiled:
+        beam = Beam(4, 0.3, phrases=[[[6, 2], [1, 4, 4]], [9]], groups=2, diversity_penalty=2.0)
+        run("rotary", strategy=beam, eos=(10, 11, 12))
+    assert not compiled.of("steps")
+    assert not compiled.of("prefill")
+
+
 def test_what_cannot_be_searched_is_refused():
     with pytest.raises(ValueError) as error:
-        Beam(0, float("nan"), "always").checked()
-    assert all(part in str(error.value) for part in ("width is 0", "length_penalty is nan", "is 'always'"))
+        Beam(0, float("nan"), "always", groups=2, diversity_penalty=0, phrases=[[]]).checked()
+    said = ("width is 0", "length_penalty is nan", "is 'always'", "diversity_penalty is 0", "phrase is []")
+    assert all(part in str(error.value) for part in said)
+    with pytest.raises(ValueError, match="groups is 3: give a number that divides the width, 4"):
+        Beam(4, groups=3).checked()
+    with pytest.raises(
+        ValueError, match=r"phrases \[1, 2\] .* cannot be written: .* ids below 37, and \[3, 14, 31\] end"
+    ):
+        run("rotary", strategy=Beam(4, phrases=[[[35, 3], [5]], [37], [2, 14]]))
     with pytest.raises(ValueError, match="samples is 5: of 4 beams give at most 4"):
         run("rotary", samples=5)
     model, params = case("rotary")

@@ -22,18 +22,6 @@ from jaxformer.generation import (
 pytestmark = pytest.mark.parity
 
 VOCAB, PAD, EOS, NEW = 61, 1, 2, 14
-SIZES = {"vocab_size": VOCAB, "bos_token_id": 0, "pad_token_id": PAD, "eos_token_id": EOS}
-PAIR = {
-    **{"d_model": 24, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32},
-    **{"encoder_attention_heads": 4, "decoder_attention_heads": 4, "max_position_embeddings": 40},
-}
-HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
-MODELS = {
-    "gpt2": {"n_positions": 64, "n_embd": 24, "n_layer": 2, "n_head": 4},
-    "llama": {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2} | HEADS,
-    "t5": {"d_model": 24, "d_kv": 6, "d_ff": 32, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 1},
-    "bart": PAIR | {"decoder_start_token_id": 2, "forced_eos_token_id": None},
-}
 PROMPTS = [[5, 9, 5, 9, 33], [7, 7, 7, 8, 7], [60, 4, 4, 8, 20]]
 BAD = [[9], [5, 9], [7, 8, 7], [EOS]]
 OPTIONS = {  # the reference's, and ours
@@ -120,37 +108,24 @@ def test_all_that_narrows_acts_in_the_references_order():
     np.testing.assert_allclose(ours.checked().narrowed(logits), expected.numpy(), rtol=1e-5)
 
 
-@pytest.fixture(scope="module", params=MODELS)
-def pair(request, tmp_path_factory):
-    """(the reference's model, ours): the same parameters, none at a value that hides it."""
-    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    config = transformers.AutoConfig.for_model(request.param, **SIZES, **MODELS[request.param])
-    kind = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
-    reference = kind.from_config(config).eval()
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in reference.named_parameters():
-            if parameter.ndim == 1:
-                parameter.normal_(float(name.endswith("weight")), 0.1)
-            else:
-                parameter.normal_(0, 0.2 if parameter.shape[0] == VOCAB else 1.0)
-    reference.generation_config.forced_bos_token_id = reference.generation_config.forced_eos_token_id = None
-    folder = tmp_path_factory.mktemp(request.param)
-    reference.save_pretrained(folder)
-    return reference, jaxformer.from_pretrained(folder)[:2]
+@pytest.fixture(scope="module", params=["gpt2", "llama", "t5", "bart"])
+def pair(request, reference):
+    """(the reference's model, ours)."""
+    model, _, ours = reference(request.param)
+    return model, ours
 
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_generations_are_the_references(pair, name):
     torch = pytest.importorskip("torch")
-    reference, ours = pair
-    both = reference.config.is_encoder_decoder
+    model, ours = pair
+    both = model.config.is_encoder_decoder
     tokens = torch.tensor(PROMPTS)
 
     def theirs(beams, options):
         given = {"max_new_tokens": NEW, "do_sample": False, "num_beams": beams, "eos_token_id": EOS}
         given |= {"attention_mask": torch.ones_like(tokens), "pad_token_id": PAD}
-        return reference.generate(tokens, **given, **options)[:, 1 if both else len(PROMPTS[0]) :].numpy()
+        return model.generate(tokens, **given, **options)[:, 1 if both else len(PROMPTS[0]) :].numpy()
 
     options, processors = OPTIONS[name]
     changed = 0

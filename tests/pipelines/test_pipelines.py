@@ -292,6 +292,7 @@ def test_a_gap_is_filled_between_its_sides(made):
 def test_the_checkpoints_defaults_say_how_to_write():
     assert strategy_of({}) == Greedy([])
     assert strategy_of({"num_beams": 4, "length_penalty": 2.0, "early_stopping": True}) == Beam(4, 2.0, True, [])
+    assert strategy_of({"num_beams": 4, "num_beam_groups": 2}) == Beam(4, processors=[], groups=2)
     said = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "repetition_penalty": 1.2, "min_length": 3}
     found = strategy_of(said)
     assert (found.temperature, found.top_k, found.top_p) == (0.6, 50, 0.9)
