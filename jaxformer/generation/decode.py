@@ -153,7 +153,8 @@ def start(
         jax.random.key(secrets.randbits(31)) if key is None else key,
         alternatives,
     )
-    plan = Plan(prompts.bucket(max_new_tokens + getattr(asked, "count", 0)), copies, prefix)
+    guesses = getattr(asked, "count", 0)
+    plan = Plan(prompts.bucket(max_new_tokens + guesses), 1 + guesses, copies, prefix)
     rest = None
     if past is not None:
         rest = behind(past, rows)

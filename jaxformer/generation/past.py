@@ -23,7 +23,7 @@ class Past:
     ids: np.ndarray
     """int32 [P]."""
     cache: Cache
-    """Of one row, which ends with the last of them."""
+    """Of one row, which ends with the last of them; without rings, for other prompts may share any part of it."""
 
 
 def remember(model: Model, params: Any, tokens: Sequence[int], past: Past | None = None, adapter: Any = None) -> Past:
@@ -65,7 +65,7 @@ def behind(past: Past, rows: list[np.ndarray]) -> Rest:
 @functools.partial(jax.jit, static_argnames=("model", "slots"))
 def _read(model: Model, variables: dict[str, Any], rest: Rest, slots: int) -> Cache:
     """The cache of one row with these slots, its contents from the first slot on."""
-    cache, _ = in_chunks(model, variables, rest)
+    cache, _ = in_chunks(model, variables, rest, rings=False)
     length = jnp.sum(cache.valid, dtype=jnp.int32)
     return cache.rolled((length - cache.slots)[None], length).cut(slots)
 

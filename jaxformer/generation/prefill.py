@@ -21,6 +21,8 @@ class Plan:
 
     room: int
     """Columns for new tokens."""
+    written: int = 1
+    """New tokens that are read in one pass, and may be taken back, at most."""
     copies: int = 1
     """Rows made of each prompt."""
     prefix: bool = False
@@ -81,23 +83,24 @@ def read(
         cache, hidden = out.cache, out.hidden
     logits_BV = model.apply(variables, hidden[:, -1], method="unembed")
     logits_RV = jnp.repeat(logits_BV, plan.copies, axis=0, total_repeat_length=len(logits_BV) * plan.copies)
-    cache = cache.repeated(plan.copies).grown(cache.slots + plan.room)
+    cache = cache.grown(cache.slots + plan.room, plan.written).repeated(plan.copies)
     return Prefilled(cache, logits_RV, hidden, source, plan)
 
 
-def in_chunks(model: Model, variables: dict[str, Any], rest: Rest) -> tuple[Cache, Array]:
+def in_chunks(model: Model, variables: dict[str, Any], rest: Rest, rings: bool = True) -> tuple[Cache, Array]:
     """(the cache of B rows that all end in its last slot, the last tokens' hidden vectors [B, D]).
 
     Rows are read from their beginning, so that a past that they share stands in the same slots; then each is moved
-    to the last slot.
+    to the last slot. Without `rings` layers with a window keep all slots, too.
     """
     batch, width = rest.tokens.shape
-    if rest.past is None:
-        cache = model.empty_cache(batch, width, listed=_listed(variables))
-    else:
-        cache = rest.past.repeated(batch).grown(rest.past.slots + width)
-    length_B = jnp.sum(rest.mask, axis=1, dtype=jnp.int32)
     size = min(width, CHUNK)
+    written = size if rings else None
+    if rest.past is None:
+        cache = model.empty_cache(batch, width, listed=_listed(variables), written=written)
+    else:
+        cache = rest.past.grown(rest.past.slots + width, written).repeated(batch)
+    length_B = jnp.sum(rest.mask, axis=1, dtype=jnp.int32)
     chunks = [leaf.reshape(batch, -1, size).swapaxes(0, 1) for leaf in (rest.tokens, rest.mask)]
     starts = jnp.arange(0, width, size)
 

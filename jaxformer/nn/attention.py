@@ -1,7 +1,10 @@
 """Attention with its projections. B batch, T queries, S keys, D width, H heads, K key heads, C head dim."""
 
+import dataclasses
 import functools
+from typing import Any
 
+import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 from jax import Array
@@ -9,7 +12,7 @@ from jax import Array
 from jaxformer.config import AttentionConfig
 from jaxformer.nn.attend import attend
 from jaxformer.nn.axes import constrain
-from jaxformer.nn.cache import LayerCache
+from jaxformer.nn.cache import LayerCache, slots_of
 from jaxformer.nn.linear import Linear
 from jaxformer.nn.norm import Norm
 from jaxformer.nn.positions import Rotation, rotate
@@ -27,6 +30,25 @@ class View:
     bias_HTS: Array | None = None
     """float32, added to the scores."""
     kernel: str = struct.field(pytree_node=False, default="auto")
+
+    def on_ring(self, places: int, length: int) -> "View":
+        """The same of `length` queries on keys that a ring of so many places holds; raises ValueError if too few."""
+        seen = self.visibility
+        assert seen.window is not None
+        assert seen.start is not None
+        if places < seen.window + length - 1:
+            raise ValueError(
+                f"{length} tokens at once do not fit a ring of {places} slots behind a window of {seen.window}: "
+                f"write at most {places - seen.window + 1}, or give empty_cache and grown a larger `written`"
+            )
+        slots_R = slots_of(places, seen.start + length)
+
+        def held(leaf: Any) -> Any:
+            return None if leaf is None else jnp.take(leaf, slots_R, axis=-1, mode="clip")
+
+        valid_BR = held(seen.valid_k) & (slots_R >= 0)[None, :]
+        ring = dataclasses.replace(seen, valid_k=valid_BR, prefix_k=held(seen.prefix_k), slots_k=slots_R)
+        return dataclasses.replace(self, visibility=ring, bias_HTS=held(self.bias_HTS))
 
 
 class Attention(nn.Module):
@@ -60,7 +82,9 @@ class Attention(nn.Module):
             if view.rotation is not None:
                 k_BSKC = rotate(k_BSKC, view.rotation)
             if cache is not None:
-                cache = cache.write(k_BSKC, v_BSKC, 0 if self.cross else view.visibility.start, layer)
+                seen = view.visibility
+                valid_BR = None if seen.slots_k is None else seen.valid_k
+                cache = cache.write(k_BSKC, v_BSKC, 0 if self.cross else seen.start, layer, valid_BR)
         if cache is not None:
             k_BSKC, v_BSKC = cache.read(layer)
         out_BTHC = attend(

@@ -256,11 +256,16 @@ class Model(nn.Module):
             raise ValueError("token_types given, but this model does not tell kinds of token apart")
         return token_types
 
-    def empty_cache(self, batch: int, slots: int, *, listed: bool = False, encoder_length: int = 0) -> Cache:
-        """A cache for `slots` tokens of `batch` rows, in the dtype of activations."""
+    def empty_cache(
+        self, batch: int, slots: int, *, listed: bool = False, encoder_length: int = 0, written: int | None = None
+    ) -> Cache:
+        """A cache for `slots` tokens of `batch` rows, in the dtype of activations.
+
+        `written`: how many tokens one call writes at most; layers with a window then keep only what that needs.
+        """
         if self.config.decoder is None:
             raise ValueError("this model has no decoder: there is nothing to cache")
-        return caches.empty(self.config.decoder, batch, slots, self.dtype, listed, encoder_length)
+        return caches.empty(self.config.decoder, batch, slots, self.dtype, listed, encoder_length, written)
 
     def _embed(self, tokens: Array | None, embeddings: Array | None) -> Array:
         if (tokens is None) == (embeddings is None):

@@ -61,7 +61,8 @@ class Stack(nn.Module):
             )
         blocks = {name: held["blocks"] for name, held in self.variables.items() if "blocks" in held}
         key = None if deterministic else self.make_rng("dropout")
-        layer = functools.partial(self._layer, views=self._views(positions_BT, view), cross_view=cross_view, key=key)
+        views = self._views(positions_BT, view, memory)
+        layer = functools.partial(self._layer, views=views, cross_view=cross_view, key=key)
         run = _loop if isinstance(blocks["params"], list) else functools.partial(_scan, unroll=self.unroll)
         x_BTD, memory, aux = run(_remat(layer, self.remat), blocks, x_BTD, memory, c)
         return x_BTD if c.final_norm is None else Norm(c.final_norm, name="norm")(x_BTD), memory, aux
@@ -107,14 +108,14 @@ class Stack(nn.Module):
         table = Embed(c.bias.buckets, heads, name="relative").embedding
         return relative_bias(table, length, keys, start, c.causal, c.bias)
 
-    def _views(self, positions_BT: Array, view: View) -> list[View]:
-        """The view of each block of the pattern: its own window and rotation, computed once for all layers."""
+    def _views(self, positions_BT: Array, view: View, memory: Memory) -> list[View]:
+        """The view of each block of the pattern: its window, rotation and ring, computed once for all layers."""
         turns = {
             (a.rope, a.head_dim): rotation(positions_BT, a.head_dim, a.rope)
             for a in (block.attention for block in self.config.pattern)
             if a.rope is not None
         }
-        return [
+        views = [
             dataclasses.replace(
                 view,
                 visibility=dataclasses.replace(view.visibility, window=block.attention.window),
@@ -123,6 +124,12 @@ class Stack(nn.Module):
             )
             for block in self.config.pattern
         ]
+        if memory.attention is None:
+            return views
+        held = memory.attention if isinstance(memory.attention, list) else [memory.attention]
+        slots, length = view.visibility.valid_k.shape[1], positions_BT.shape[1]
+        rings = {layer.window: layer.places for layer in held if layer.places < slots}
+        return [own.on_ring(rings[w], length) if (w := own.visibility.window) in rings else own for own in views]
 
     def _layer(
         self,
@@ -137,7 +144,7 @@ class Stack(nn.Module):
         cross_view: View | None,
         key: Array | None,
     ) -> tuple[Array, Memory, Aux | None]:
-        """Block `index`, the pattern's `place`-th; `slot` is its layer in a stacked cache."""
+        """Block `index`, the pattern's `place`-th; `slot` is its layer in its stack of caches."""
         block = Block(self.config.pattern[place], deterministic=key is None, parent=None)
         rngs = None if key is None else {"dropout": jax.random.fold_in(key, index)}
         return block.apply(variables, x_BTD, views[place], cross_view, memory, slot, rngs=rngs)  # type: ignore[return-value]
@@ -148,7 +155,7 @@ class Stack(nn.Module):
         The scaling is that of "Language Models are Unsupervised Multitask Learners" (Radford et al., 2019), 2.3.
         """
         c = self.config
-        block, views = Block(c.pattern[0], parent=None), self._views(positions_BT, view)
+        block, views = Block(c.pattern[0], parent=None), self._views(positions_BT, view, Memory())
         one = lambda key: block.init(key, x_BTD, views[0], cross_view, Memory(), None)["params"]
         drawn = jax.vmap(one)(jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(c.leading)))
         outputs, others = tree.split(drawn, RESIDUAL_OUTPUTS)
@@ -165,12 +172,14 @@ def _remat(layer: Any, remat: Remat) -> Any:
 def _scan(layer: Any, blocks: Any, x_BTD: Array, memory: Memory, c: StackConfig, unroll: int) -> Any:
     """Walk the pattern over stacked leaves, then what is left of it; caches ride in the carry, updated in place."""
     shared, period = c.layers // c.leading, len(c.pattern)
+    parted = isinstance(memory.attention, list)
     aux = Aux.zero() if _routed(c) else None
 
     def one(carry: Any, leaves: Any, index: Array | int, place: int) -> Any:
         x_BTD, memory, aux = carry
-        x_BTD, memory, new = layer(leaves, x_BTD, memory, index, index, place)
-        return x_BTD, memory, jax.tree.map(jnp.add, aux, new)
+        slot = index // period if parted else index
+        x_BTD, own, new = layer(leaves, x_BTD, _own(memory, place), slot, index, place)
+        return x_BTD, _kept(memory, place, own), jax.tree.map(jnp.add, aux, new)
 
     def body(carry: Any, group: tuple[Any, Array]) -> tuple[Any, None]:
         leaves, first = group
@@ -193,15 +202,25 @@ def _scan(layer: Any, blocks: Any, x_BTD: Array, memory: Memory, c: StackConfig,
 
 def _loop(layer: Any, blocks: Any, x_BTD: Array, memory: Memory, c: StackConfig) -> Any:
     """Walk over one dict of parameters, and one cache, a layer: never sliced inside a decoding loop."""
-    kept, aux = [], Aux.zero() if _routed(c) else None
+    aux = Aux.zero() if _routed(c) else None
     for index in range(c.layers):
         one = {name: held[index * c.leading // c.layers] for name, held in blocks.items()}
-        own = jax.tree.map(lambda listed: listed[index], memory, is_leaf=lambda node: isinstance(node, list))
-        x_BTD, own, new = layer(one, x_BTD, own, None, index, index % len(c.pattern))
+        x_BTD, own, new = layer(one, x_BTD, _own(memory, index), None, index, index % len(c.pattern))
         aux = jax.tree.map(jnp.add, aux, new)
-        kept.append(own)
-    memory = Memory(*(_listed([getattr(own, name) for own in kept]) for name in ("attention", "cross")))
+        memory = _kept(memory, index, own)
     return x_BTD, memory, aux
+
+
+def _own(memory: Memory, index: int) -> Memory:
+    """The caches of one layer, or of one place of the pattern, where they are lists."""
+    own = lambda held: held[index] if isinstance(held, list) else held
+    return Memory(own(memory.attention), own(memory.cross))
+
+
+def _kept(memory: Memory, index: int, new: Memory) -> Memory:
+    """The memory with `new` for what `_own` gave."""
+    put = lambda held, one: [*held[:index], one, *held[index + 1 :]] if isinstance(held, list) else one
+    return Memory(put(memory.attention, new.attention), put(memory.cross, new.cross))
 
 
 def _at(leaves: Any, index: int) -> Any:
@@ -210,7 +229,3 @@ def _at(leaves: Any, index: int) -> Any:
 
 def _routed(c: StackConfig) -> bool:
     return isinstance(c.pattern[0].mlp, ExpertsConfig)
-
-
-def _listed(caches: list[Any]) -> list[Any] | None:
-    return None if caches[0] is None else caches

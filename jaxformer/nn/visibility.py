@@ -19,6 +19,7 @@ class Visibility:
     - `segments_q`, `segments_k`: both are in the same segment. 0 is padding: it sees and serves nobody.
     - `start`: query t stands at slot start + t among the key slots (decoding from a cache). None is 0, and
       known to be 0 while tracing, as some kernels need; an integer turns into an array under `jax.jit`.
+    - `slots_k`: key s stands at slot slots_k[s] (a cache that goes round and round); None: at slot s.
 
     Positions play no part: within a segment the difference of two slots is the difference of their positions.
     """
@@ -31,6 +32,7 @@ class Visibility:
     prefix_q: Array | None = None  # bool [B, T]
     prefix_k: Array | None = None  # bool [B, S]
     start: Array | int | None = None  # scalar
+    slots_k: Array | None = None  # int [S]
 
     @property
     def sees_all(self) -> bool:
@@ -44,7 +46,8 @@ class Visibility:
         """
         prefix, segments = self._pair("prefix"), self._pair("segments")
         start = 0 if self.start is None else self.start
-        difference_TS = start + jnp.arange(queries)[:, None] - jnp.arange(keys)[None, :]
+        slots_S = jnp.arange(keys) if self.slots_k is None else self.slots_k
+        difference_TS = start + jnp.arange(queries)[:, None] - slots_S[None, :]
         seen_BTS = jnp.ones((1, queries, keys), bool)
         if self.causal:
             seen_BTS = (difference_TS >= 0)[None]
