@@ -2,11 +2,12 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import pytest
 
-from jaxformer import cli
+from jaxformer import cli, machine
 from jaxformer.commands import doctor
 
 
@@ -57,6 +58,28 @@ def test_what_a_user_can_put_right_is_said_without_a_traceback(error, code, said
     monkeypatch.setattr(doctor, "main", fails)
     assert run("doctor") == code
     assert capsys.readouterr().err == said
+
+
+QUICK = str(Path(__file__).parents[1] / "configs" / "quickstart.py")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["generate", "/no/such", "--prompt", "a"],
+        ["chat", "/no/such"],
+        ["evaluate", "/no/such"],
+        ["verify", "/no/such"],
+        ["train", QUICK, "--replay", "1", "--fresh"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_what_computes_keeps_compiled_programs_by_default(arguments, monkeypatch):
+    """Said before anything is read."""
+    asked = []
+    monkeypatch.setattr(machine, "use_compilation_cache", lambda: asked.append(1))
+    assert run(*arguments) == 1
+    assert asked == [1]
 
 
 @pytest.mark.parametrize("error", [TypeError("a bug"), jax.errors.JaxRuntimeError("out of memory")], ids=repr)

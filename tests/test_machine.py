@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from jaxformer import machine
 
@@ -63,3 +64,16 @@ def test_compiled_programs_are_kept_where_the_user_says(monkeypatch):
     assert machine.compilation_cache() == Path("/caches/jaxformer/compiled")
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/elsewhere")
     assert machine.compilation_cache() == Path("/elsewhere")
+
+
+def test_compiled_programs_are_kept_once_that_is_asked_for(monkeypatch, tmp_path):
+    before = jax.config.jax_compilation_cache_dir
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
+    compilation_cache.reset_cache()
+    try:
+        machine.use_compilation_cache()
+        jax.jit(lambda x: 17 * x + 3)(1.0)
+        assert [*tmp_path.iterdir()]
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+        compilation_cache.reset_cache()

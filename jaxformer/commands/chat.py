@@ -231,8 +231,9 @@ def note(text: str) -> None:
 
 def main(arguments: list[str]) -> int:
     """Exit code 0 once the conversation is left."""
-    chat = Chat(tyro.cli(Options, prog="jaxformer chat", args=arguments))
+    options = tyro.cli(Options, prog="jaxformer chat", args=arguments)
     machine.use_compilation_cache()
+    chat = Chat(options)
     note(f"talking with {chat.options.source}: /help lists what else can be done, Ctrl-C ends an answer")
     while True:
         try:

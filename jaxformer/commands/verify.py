@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
+from jaxformer import machine
 from jaxformer.verify import verify
 
 MARKS = {True: "passed", False: "FAILED", None: "skipped"}
@@ -25,6 +26,7 @@ class Options:
 def main(arguments: list[str]) -> int:
     """Exit code 0, or 1 where a check fails."""
     options = tyro.cli(Options, prog="jaxformer verify", args=arguments)
+    machine.use_compilation_cache()
     console = Console(file=sys.stdout, highlight=False, markup=False, soft_wrap=True)
     passed = True
     for check in verify(options.folder, False if options.skip_reference else None):

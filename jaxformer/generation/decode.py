@@ -12,7 +12,7 @@ from flax import struct
 from jax import Array, lax
 
 from jaxformer.config import Card
-from jaxformer.generation import beam, contrast, draw, guide, process, prompts, speculate
+from jaxformer.generation import beam, contrast, draw, guide, layout, process, prompts, speculate
 from jaxformer.generation.beam import Beam, Search
 from jaxformer.generation.contrast import Contrastive
 from jaxformer.generation.guide import Guided
@@ -143,7 +143,7 @@ def start(
     if pad is None:
         pad = next(iter((*model.card.special("pad"), *ids)), 0)
     request = Request(
-        prompts.per_layer({"params": params} | ({} if adapter is None else {"lora": adapter})),
+        layout.per_layer({"params": params} | ({} if adapter is None else {"lora": adapter})),
         asked,
         process.ordered((*strategy.processors, *forced(model.card, strategy.processors))),
         *prompts.right_aligned(rows),

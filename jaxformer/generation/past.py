@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxformer.generation import prompts
+from jaxformer.generation import layout, prompts
 from jaxformer.generation.prefill import CHUNK, Rest, in_chunks
 from jaxformer.nn.cache import Cache
 from jaxformer.nn.model import Model
@@ -40,7 +40,7 @@ def remember(model: Model, params: Any, tokens: Sequence[int], past: Past | None
     if past is not None and shared == len(row):
         return Past(row, _shortened(past.cache, np.int32(shared)))
     before = None if past is None or shared == 0 else _shortened(past.cache, np.int32(shared))
-    variables = prompts.per_layer({"params": params} | ({} if adapter is None else {"lora": adapter}))
+    variables = layout.per_layer({"params": params} | ({} if adapter is None else {"lora": adapter}))
     rest = Rest(*prompts.left_aligned([row[shared:]], CHUNK), before)
     return Past(row, _read(model, variables, rest, prompts.bucket(len(row))))
 

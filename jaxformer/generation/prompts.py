@@ -7,7 +7,6 @@ import jax
 import numpy as np
 
 from jaxformer.config import DynamicScaling, LearnedConfig, LongScaling, StackConfig
-from jaxformer.nn.linear import Quantized
 from jaxformer.nn.model import Model
 
 Prompts = Sequence[Sequence[int]] | np.ndarray | jax.Array
@@ -136,36 +135,3 @@ def left_aligned(rows: list[np.ndarray], chunk: int) -> tuple[np.ndarray, np.nda
     for i, row in enumerate(rows):
         tokens[i, : len(row)], mask[i, : len(row)] = row, True
     return tokens, mask
-
-
-def per_layer(variables: dict[str, Any]) -> dict[str, Any]:
-    """The same variables with the decoder's blocks as a list of L layers, each a view without a copy.
-
-    On one CPU a loop over layers reads the weights where they lie; anywhere else the variables come back as
-    they are, and are scanned. Slices taken inside a decoding loop would be copied at every token.
-    """
-    can = _can_be_listed(variables["params"])
-    return {name: _listed(held) if can else held for name, held in variables.items()}
-
-
-def _can_be_listed(params: dict[str, Any]) -> bool:
-    """Whether the blocks lie on one CPU, and as they are: of kernels in few bits XLA would keep whole copies."""
-    blocks = params.get("decoder", {}).get("blocks")
-    if not isinstance(blocks, dict):
-        return False
-    leaves = jax.tree.leaves(blocks, is_leaf=lambda leaf: isinstance(leaf, Quantized))
-    devices = {device for leaf in leaves for device in getattr(leaf, "devices", set)()}
-    plain = not any(isinstance(leaf, Quantized) for leaf in leaves)
-    return plain and len(devices) <= 1 and all(device.platform == "cpu" for device in devices)
-
-
-def _listed(held: dict[str, Any]) -> dict[str, Any]:
-    blocks = held.get("decoder", {}).get("blocks")
-    if not isinstance(blocks, dict):
-        return held
-    leaves, treedef = jax.tree.flatten(blocks)
-    devices = {device for leaf in leaves for device in getattr(leaf, "devices", set)()}
-    host = [np.asarray(leaf) for leaf in leaves]
-    views = [jax.tree.unflatten(treedef, [leaf[i] for leaf in host]) for i in range(len(host[0]))]
-    layers = jax.device_put(views, next(iter(devices), None), may_alias=True)
-    return held | {"decoder": held["decoder"] | {"blocks": layers}}

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array, lax
 
-from jaxformer.generation import draw, prompts
+from jaxformer.generation import draw, layout
 from jaxformer.generation.prefill import Prefilled, read
 from jaxformer.generation.process import History, Processor
 from jaxformer.generation.request import Request
@@ -90,7 +90,7 @@ class Draft:
     def checked(self) -> "Draft":
         """The same with numbers as arrays; raises ValueError for those that are out of their range."""
         _whole(self.count, "count", "tokens to guess")
-        return dataclasses.replace(self, base=_base(self.base), params=prompts.per_layer({"params": self.params}))
+        return dataclasses.replace(self, base=_base(self.base), params=layout.per_layer({"params": self.params}))
 
     def begin(self, prefilled: Prefilled, request: Request) -> Cache:
         """What the small model remembers of the prompts; raises ValueError where it has another vocabulary."""

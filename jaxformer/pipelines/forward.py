@@ -18,6 +18,7 @@ from jaxformer.generation.prompts import bucket
 from jaxformer.nn.model import Model, Output
 from jaxformer.nn.pooling import pool
 from jaxformer.pipelines.base import Row, positions
+from jaxformer.pipelines.progress import tracked
 from jaxformer.tasks import labels as shared
 from jaxformer.tasks.common import at_places, run
 
@@ -65,7 +66,7 @@ def in_batches(
     """
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
     found: list[Any] = [None] * len(rows)
-    for first in range(0, len(order), size):
+    for first in tracked(range(0, len(order), size)):
         some = order[first : first + size]
         filled = some + [some[-1]] * (filled_up(len(some), size) - len(some))
         given = shared.reading(model, padded([rows[i] for i in filled], positions(model.config)))

@@ -23,6 +23,7 @@ from jaxformer.generation import (
 from jaxformer.nn.model import Model
 from jaxformer.pipelines.base import Options, Pipeline, least
 from jaxformer.pipelines.forward import filled_up
+from jaxformer.pipelines.progress import tracked
 from jaxformer.tasks.common import needs, too_long
 from jaxformer.tasks.seq2seq import new_ids
 
@@ -68,8 +69,16 @@ class Writing(Pipeline):
         """What the checkpoint says of generation."""
         return defaults(self.model, self.task)
 
-    def written(self, prompts: Sequence[np.ndarray], asked: WritingOptions) -> list[list[list[int]]]:
-        """The new ids of each prompt, `num_return_sequences` times."""
+    def written(
+        self,
+        prompts: Sequence[np.ndarray],
+        asked: WritingOptions,
+        processors: Sequence[Processor] = (),
+        ends: Sequence[int] = (),
+    ) -> list[list[list[int]]]:
+        """The new ids of each prompt, `num_return_sequences` times; with these processors beside the strategy's, and
+        ended by these ids too.
+        """
         if not prompts:
             return []
         said, config = self.defaults, self.model.config
@@ -84,10 +93,25 @@ class Writing(Pipeline):
             filled_up(len(prompts), asked.batch_size),
             most,
             asked.num_return_sequences,
-            strategy=asked.strategy or strategy_of(said),
-            eos=self.model.card.special("eos") or ([] if self.tokenizer.eos is None else [self.tokenizer.eos]),
+            track=tracked,
+            strategy=beside(asked.strategy or strategy_of(said), processors),
+            eos=[*(self.model.card.special("eos") or some(self.tokenizer.eos)), *ends],
             key=asked.key,
         )
+
+
+def some(id: int | None) -> list[int]:
+    """It, where it is one."""
+    return [] if id is None else [id]
+
+
+def beside(strategy: Any, processors: Sequence[Processor]) -> Any:
+    """The strategy with further processors."""
+    if not processors:
+        return strategy
+    if hasattr(strategy, "base"):
+        return strategy.replace(base=beside(strategy.base, processors))
+    return strategy.replace(processors=(*strategy.processors, *processors))
 
 
 def defaults(model: Model, task: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from jaxformer import constrain
 from jaxformer.pipelines.base import listed, one_of, positions
 from jaxformer.pipelines.generating import Writing, WritingOptions
 from jaxformer.tasks import instruct
@@ -24,10 +25,16 @@ class TextOptions(WritingOptions):
     """A chat's last message goes on, in place of an answer to it; None: where it is the assistant's."""
     handle_long_generation: Literal["hole"] | None = None
     """"hole": a prompt that leaves no room for the new tokens loses its beginning; None: it is an error."""
+    stop_sequence: str | Sequence[str] = ()
+    """A string, or several: what is new ends with the first that is complete, also over the borders of tokens."""
 
     def problems(self) -> list[str]:
         """What is wrong with them."""
-        return super().problems() + one_of("handle_long_generation", self.handle_long_generation, (None, "hole"))
+        found = super().problems() + one_of("handle_long_generation", self.handle_long_generation, (None, "hole"))
+        stops = [self.stop_sequence] if isinstance(self.stop_sequence, str) else [*self.stop_sequence]
+        if not all(isinstance(each, str) and each for each in stops):
+            found.append(f"stop_sequence is {self.stop_sequence!r}: give one character or more in each")
+        return found
 
 
 class TextGeneration(Writing):
@@ -60,9 +67,10 @@ class TextGeneration(Writing):
                     f"{self.task}: max_new_tokens is {asked.max_new_tokens}, the model has {most} positions"
                 )
             prompts = [prompt[-room:] for prompt in prompts]
-        found = self.written(prompts, asked)
+        ends = [constrain.stop(self.tokenizer, asked.stop_sequence)] if asked.stop_sequence else []
+        found = self.written(prompts, asked, ends)
         results = [
-            [{"generated_text": self._full(each, self._text(prompt, new), asked)} for new in samples]
+            [{"generated_text": self._full(each, self._text(prompt, new, asked), asked)} for new in samples]
             for each, prompt, samples in zip(given, prompts, found, strict=True)
         ]
         return results[0] if alone else results
@@ -81,10 +89,12 @@ class TextGeneration(Writing):
             raise ValueError(f"{self.task}: a text is empty, and this tokenizer has no start token")
         return np.array(ids, np.int32)
 
-    def _text(self, prompt: np.ndarray, new: Sequence[int]) -> str:
+    def _text(self, prompt: np.ndarray, new: Sequence[int], asked: TextOptions) -> str:
         """The text of new ids behind the prompt's: with the space that a tokenizer drops where a text begins."""
         before, both = (self.tokenizer.decode([*prompt.tolist(), *some]) for some in ((), new))
-        return both[len(before) :] if both.startswith(before) else self.tokenizer.decode(new)
+        text = both[len(before) :] if both.startswith(before) else self.tokenizer.decode(new)
+        stops = [asked.stop_sequence] if isinstance(asked.stop_sequence, str) else asked.stop_sequence
+        return text[: min((at + len(stop) for stop in stops if (at := text.find(stop)) >= 0), default=None)]
 
     def _full(self, given: str | Chat, new: str, asked: TextOptions) -> Any:
         if not asked.return_full_text:

@@ -45,6 +45,10 @@ class TokenOptions(Options):
     overlap the longer one is kept."""
     truncation: bool = False
     """Long texts lose their end; without this and `stride` they are an error."""
+    is_split_into_words: bool = False
+    """A text is given as the list of its words, each read by itself; a list of such lists as several texts."""
+    delimiter: str = " "
+    """What stands between two words of such a text, whose characters `start` and `end` count."""
 
     def problems(self) -> list[str]:
         """What is wrong with them."""
@@ -96,8 +100,14 @@ class TokenClassification(Pipeline):
 
     def __call__(self, inputs: Any, **options: Any) -> list[Any]:
         """See the class."""
-        asked, (texts, alone) = self.asked(options), self.texts(inputs)
-        read = [raw_offsets(self.tokenizer, text)[:2] for text in texts]
+        asked = self.asked(options)
+        if asked.is_split_into_words:
+            split, alone = self._split(inputs), False
+            texts = [asked.delimiter.join(some) for some in split]
+            read = [self._read(some, len(asked.delimiter)) for some in split]
+        else:
+            texts, alone = self.texts(inputs)
+            read = [self._read([text]) for text in texts]
         parts = [(i, part) for i, (ids, _) in enumerate(read) for part in self._windows(len(ids), asked)]
         rows: list[Row] = [self.row(i, read[i][0][part]) for i, part in parts]
         run = lambda batch, _: forward.extra(self.model, self.params, batch, "tag")
@@ -111,6 +121,26 @@ class TokenClassification(Pipeline):
             found[i].append(self._entities(tokens, asked))
         results = [apart(windows) if len(windows) > 1 else windows[0] for windows in found]
         return results[0] if alone else results
+
+    def _split(self, inputs: Any) -> list[list[str]]:
+        """The words of each text. One alone gives a list of one result, as the reference's pipeline does."""
+        given: list[Any] = list(inputs) if isinstance(inputs, list | tuple) else [inputs]
+        if given and isinstance(inputs, list | tuple) and all(isinstance(each, str) for each in given):
+            given = [given]
+        for i, some in enumerate(given):
+            if not isinstance(some, list | tuple) or not all(isinstance(each, str) for each in some):
+                raise TypeError(f"{self.task}: expected lists of words as input {i}, found {some!r:.60}")
+        return [list(some) for some in given]
+
+    def _read(self, parts: Sequence[str], apart: int = 0) -> tuple[list[int], list[Span]]:
+        """The ids of parts of a text that stand so many characters apart, and where in it each stands."""
+        ids, spans, at = list[int](), list[Span](), 0
+        for part in parts:
+            new, places, _ = raw_offsets(self.tokenizer, part)
+            ids += new
+            spans += [(at + start, at + end) for start, end in places]
+            at += len(part) + apart
+        return ids, spans
 
     def _windows(self, count: int, asked: TokenOptions) -> list[slice]:
         """The parts of so many tokens that are read one by one."""

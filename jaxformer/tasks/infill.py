@@ -100,16 +100,33 @@ def newlines(tokenizer: Tokenizer | None) -> np.ndarray:
     return np.array([tokenizer.decode([id]).startswith("\n") for id in range(tokenizer.vocab_size)])
 
 
-def infill_prompt(tokenizer: Tokenizer, before: str, after: str, spm: bool = False) -> np.ndarray:
+def infill_prompt(
+    tokenizer: Tokenizer,
+    before: str,
+    after: str,
+    spm: bool = False,
+    marks: Sequence[str] = SENTINELS,
+) -> np.ndarray:
     """Ids int32 behind which a model writes what stands between two texts.
 
-    `spm` puts the second text first, so that what is written follows what was before it, as in any text.
+    `spm` puts the second text first, so that what is written follows what was before it, as in any text. `marks`
+    stand before the first, the second and what is written; with those of this task the row begins with a bos, with
+    others as the tokenizer's template says.
     """
-    prefix, suffix, middle = named_ids(tokenizer, SENTINELS)
+    prefix, suffix, middle = named_ids(tokenizer, marks)
     first = [] if tokenizer.bos is None else [tokenizer.bos]
-    read, rest = tokenizer.encode(before), tokenizer.encode(after)
+    if tuple(marks) != SENTINELS:
+        around = tokenizer.template.single
+        first = [id for part, _ in around[: around.index(("A", 0))] for id in part]  # type: ignore[misc]
+    read, rest = tokenizer.encode(before), going_on(tokenizer, after)
     turned = [prefix, suffix, *rest, middle, *read] if spm else [prefix, *read, suffix, *rest, middle]
     return np.array([*first, *turned], np.int32)
+
+
+def going_on(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Ids of a text that is no beginning: without the space that SentencePiece puts before one."""
+    line, both = tokenizer.encode("\n"), tokenizer.encode("\n" + text)
+    return both[len(line) :] if both[: len(line)] == line else tokenizer.encode(text)
 
 
 def complete(

@@ -148,14 +148,21 @@ def write(
 
 
 def new_ids(
-    model: Model, params: Any, prompts: Sequence[np.ndarray], rows: int, most: int, samples: int = 1, **given: Any
+    model: Model,
+    params: Any,
+    prompts: Sequence[np.ndarray],
+    rows: int,
+    most: int,
+    samples: int = 1,
+    track: Callable[[range], Iterable[int]] = iter,
+    **given: Any,
 ) -> list[list[list[int]]]:
-    """The new tokens of each prompt's `samples`, without padding; `rows` of like length at a time. `given` is for
-    `generate`; with a key each batch has one of its own.
+    """The new tokens of each prompt's `samples`, without padding; `rows` of like length at a time, which `track` may
+    count. `given` is for `generate`; with a key each batch has one of its own.
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     found: list[list[list[int]]] = [[]] * len(prompts)
-    for first in range(0, len(order), rows):
+    for first in track(range(0, len(order), rows)):
         some = order[first : first + rows]
         filled = [prompts[i].tolist() for i in (*some, *[some[-1]] * (rows - len(some)))]  # one shape: one program
         if first and given.get("key") is not None:

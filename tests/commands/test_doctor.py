@@ -13,13 +13,14 @@ def healthy(monkeypatch):
 
 
 @pytest.mark.usefixtures("healthy")
-def test_it_names_versions_devices_and_the_choice_of_kernels(capsys):
+def test_it_names_versions_devices_and_the_choice_of_kernels(capsys, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/elsewhere/compiled")
     assert doctor.main([]) == 0
     out = capsys.readouterr().out
     assert f"jax {jax.__version__}" in out
     assert "devices: 8 x cpu" in out
     assert "host memory: " in out
-    assert "activations: float32" in out
+    assert "activations: float32; compiled programs: /elsewhere/compiled\n" in out
     assert "nothing found wrong: computing on cpu" in out
     for title in doctor.requests():
         assert f"attention, {title}" in out

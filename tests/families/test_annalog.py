@@ -7,8 +7,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
-from jaxformer import sharding
+from jaxformer import pipeline, sharding
 from jaxformer.config import (
     AttentionConfig,
     BlockConfig,
@@ -23,6 +24,7 @@ from jaxformer.config import (
 from jaxformer.generation.decode import generate
 from jaxformer.names import linear, norm, table
 from jaxformer.nn.model import Model
+from jaxformer.text.tokenizer_json import JsonTokenizer
 from jaxformer.weights import convert, pickled
 
 pytestmark = pytest.mark.annalog
@@ -41,6 +43,8 @@ VOCAB = 59
 # The original reads and writes two vocabularies. Here they are one: what the decoder knows stands behind what the
 # encoder knows, and a bias keeps it from writing anything else.
 NEVER = -1e9
+MARK = "\u2060"
+"""Before what the decoder writes, in the vocabulary that is one."""
 EVERY = ("query", "key", "value", "out")
 
 
@@ -107,6 +111,26 @@ def test_a_drug_is_written_as_it_was_read(files, loaded, prompts):
     rows = zip(found.tokens.tolist(), found.lengths.tolist(), strict=True)
     written = ["".join(tokens[id] for id in row[: length - 1]) for row, length in rows]
     assert dict(zip(MOLECULES, written, strict=True)) == MOLECULES
+
+
+@pytest.mark.parametrize("task", ["text2text-generation", "translation", "summarization"])
+def test_a_pipeline_reads_and_writes_them_as_text(files, loaded, task):
+    ids = dict(files[1])
+    inner = Tokenizer(models.WordLevel(ids | {MARK + token: VOCAB + id for token, id in ids.items()}, "<unk>"))
+    inner.add_special_tokens([MARK + "<eos>"])
+    inner.pre_tokenizer = pre_tokenizers.Split(Regex(TOKEN.pattern), "isolated")
+    inner.decoder = decoders.Sequence([decoders.Replace(MARK, ""), decoders.Fuse()])
+    around = [("<sos>", START), ("<eos>", END)]
+    inner.post_processor = processors.TemplateProcessing("<sos> $A <eos>", special_tokens=around)
+    model, params = loaded
+    special = {"decoder_start_token_id": VOCAB + START, "eos_token_id": VOCAB + END, "pad_token_id": VOCAB + PAD}
+    run = pipeline(
+        task, (model.clone(card=Card(config=special)), params, JsonTokenizer(inner, {})), max_new_tokens=40
+    )
+    assert [one[run.returns] for one in run(list(MOLECULES.values()))] == list(MOLECULES.values())
+    with pytest.raises(ValueError, match="learned positions for 102: give truncation=True"):
+        run("C" * 150)
+    assert run("C" * 150, truncation=True)
 
 
 @pytest.mark.parity

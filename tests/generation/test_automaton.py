@@ -157,17 +157,6 @@ def test_penalties_act_before_it_and_forced_tokens_over_it():
     assert [type(each) for each in order] == [process.BadWords, MinNewTokens, TokenAutomaton, process.ForcedLast]
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda s: type(s).__name__)
-def test_another_automaton_of_the_same_room_compiles_nothing(strategy, count_compilations):
-    big = automaton(np.full((60, 50), 0), letters(), np.ones(60, bool), np.zeros(60, bool))
-    assert big.next.shape == ABS.next.shape == ABC.next.shape
-    run(strategy, ABS)
-    with count_compilations() as compiled:
-        run(strategy, ABC)
-        run(strategy, big)
-    assert compiled.of("prefill") == compiled.of("steps") == 0
-
-
 def test_tables_that_do_not_fit_each_other_are_refused():
     with pytest.raises(ValueError, match=r"accept.*\(63,\)"):
         run(Greedy(), ABS.replace(accept=ABS.accept[1:]))

@@ -11,7 +11,7 @@ import pytest
 
 from jaxformer import testing
 from jaxformer.config import Card
-from jaxformer.generation import Beam, ForcedFirst, Greedy, decode, generate, prompts, stream_tokens
+from jaxformer.generation import Beam, ForcedFirst, Greedy, decode, generate, layout, stream_tokens
 from jaxformer.nn.model import Model
 
 NEW, EOS, ROOM = 8, (3, 14, 31), 16
@@ -57,7 +57,7 @@ def log_probabilities(name, prompt, continuations):
 def name(request, monkeypatch):
     kind, *scanned = request.param.split()
     if scanned:
-        monkeypatch.setattr(prompts, "per_layer", lambda variables: variables)
+        monkeypatch.setattr(layout, "per_layer", lambda variables: variables)
     return kind
 
 
@@ -173,14 +173,6 @@ def test_beams_share_what_the_prompt_and_the_encoder_left(listed):
         np.testing.assert_array_equal(new[..., :4, :], old[..., :4, :])
         np.testing.assert_array_equal(new[..., 4:, :], np.take(np.asarray(old), rows, axis=-4)[..., 4:, :])
     assert picked.cross is cache.cross
-
-
-def test_another_penalty_compiles_nothing(count_compilations):
-    run("rotary", strategy=Beam(4, 1.0), samples=2)
-    with count_compilations() as compiled:
-        run("rotary", strategy=Beam(4, 0.3), samples=2)
-        run("rotary", [[1, 2], [3], [4] * 9], 5, Beam(4, -2), (1, 2, 3), samples=4)
-    assert compiled.names == []
 
 
 def test_groups_avoid_what_the_ones_before_go_on_by():

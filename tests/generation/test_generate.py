@@ -19,7 +19,7 @@ from jaxformer.config import (
     RopeConfig,
     StackConfig,
 )
-from jaxformer.generation import Greedy, Sample, decode, generate, prompts, stream_tokens
+from jaxformer.generation import Greedy, Sample, decode, generate, layout, prompts, stream_tokens
 from jaxformer.nn.model import Model
 
 VOCAB, WIDTH, LAYERS, NEW = 61, 16, 2, 12
@@ -59,7 +59,7 @@ def one():
 
 
 def stacked(monkeypatch):
-    monkeypatch.setattr(prompts, "per_layer", lambda variables: variables)
+    monkeypatch.setattr(layout, "per_layer", lambda variables: variables)
 
 
 def log_softmax(x):
@@ -237,26 +237,6 @@ def test_a_closed_stream_computes_nothing_more(one, monkeypatch):
     assert calls == []
 
 
-def test_a_second_call_does_not_compile(one, count_compilations):
-    model, params = one
-
-    def run(rows, new, strategy, **given):
-        generate(model, params, rows, new, strategy=strategy, key=FIRST, **given)
-
-    run(PROMPTS, NEW, Sample(0.7, 3, 0.9), eos=(3,))
-    run(PROMPTS, NEW, Greedy(), eos=(3,))
-    other_rows = [[1] * 30, [2], [3] * 17]
-    with count_compilations() as compiled:
-        run(other_rows, NEW, Sample(0.7, 3, 0.9), eos=(3,))
-        run(PROMPTS, 20, Sample(1, 0, 1), eos=7, pad=1)
-        run(PROMPTS, NEW, Sample(0), eos=(3,))
-        run(other_rows, 5, Greedy(), eos=(4,))
-        list(stream_tokens(model, params, PROMPTS, 17, strategy=Sample(2.0), eos=(3,), key=FIRST))
-        carded = dataclasses.replace(model, card=Card(generation={"eos_token_id": 2}))
-        generate(carded, params, PROMPTS, 3, key=FIRST)
-    assert compiled.names == []
-
-
 def test_sharded_parameters_give_the_same_tokens(one):
     model, params = one
     mesh = jax.make_mesh((2,), ("tensor",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -273,12 +253,12 @@ def test_sharded_parameters_give_the_same_tokens(one):
 def test_views_of_layers_share_the_memory_of_the_stack(one):
     """One copy of the weights, and numpy arrays are taken as well."""
     _, params = one
-    layers = prompts.per_layer({"params": params})["params"]["decoder"]["blocks"]
+    layers = layout.per_layer({"params": params})["params"]["decoder"]["blocks"]
     stack = params["decoder"]["blocks"]["mlp"]["up"]["kernel"]
     for i, layer in enumerate(layers):
         view = layer["mlp"]["up"]["kernel"]
         assert view.unsafe_buffer_pointer() == stack.unsafe_buffer_pointer() + i * view.nbytes
-    hosted = prompts.per_layer({"params": jax.tree.map(np.asarray, params)})["params"]["decoder"]["blocks"]
+    hosted = layout.per_layer({"params": jax.tree.map(np.asarray, params)})["params"]["decoder"]["blocks"]
     np.testing.assert_array_equal(hosted[1]["mlp"]["up"]["kernel"], stack[1])
 
 

@@ -82,18 +82,6 @@ def test_long_prompts_are_read_in_chunks(decoder, small_chunks):
     same(shared, generate(model, params, PROMPTS, NEW, eos=()))
 
 
-def test_turns_of_like_length_share_their_programs(count_compilations):
-    model, params = made("rotary")
-    past = remember(model, params, START)
-    remember(model, params, [*START, 1, 2], past)
-    generate(model, params, [[*START, 1, 2, 3]], NEW, eos=(), past=past)
-    with count_compilations() as compiled:
-        past = remember(model, params, [*START, 7])
-        remember(model, params, [*START, 7, 1, 2, 8], past)
-        generate(model, params, [[*START, 7, 5, 5, 5]], NEW, eos=(), past=past)
-    assert len(compiled) == 0
-
-
 def test_what_cannot_be_continued_from_a_past_is_told():
     model, params = made("rotary")
     past = remember(model, params, START)

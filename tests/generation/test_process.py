@@ -208,17 +208,6 @@ def test_scores_are_the_models_whatever_the_processors(model):
     assert forced.scores.max() < -0.01  # not those of a certain token
 
 
-def test_another_penalty_compiles_nothing(model, count_compilations):
-    def run(penalty, count, word):
-        processors = [RepetitionPenalty(penalty), MinNewTokens(count), BadWords([[word, 2]])]
-        generate(*model, [[1, 2, 3]], 6, strategy=Sample(processors=processors), key=jax.random.key(0))
-
-    run(1.1, 2, 3)
-    with count_compilations() as compiled:
-        run(1.7, 4, 5)
-    assert len(compiled) == 0
-
-
 def test_alternatives_are_the_likeliest_under_the_model(model):
     found = generate(*model, [[1, 2, 3], [4]], 6, eos=(), alternatives=VOCAB)
     tokens, scores = found.alternatives

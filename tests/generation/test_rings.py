@@ -15,8 +15,8 @@ from jaxformer.generation import (
     Lookup,
     decode,
     generate,
+    layout,
     prefill,
-    prompts,
     remember,
 )
 from jaxformer.generation import past as pasts
@@ -67,7 +67,7 @@ def slots_kept(model, params, max_new_tokens, strategy=Greedy()):
 @pytest.mark.parametrize("form", ["listed", "scanned"])
 def test_greedy_tokens_are_those_of_full_passes(case, form, monkeypatch):
     if form == "scanned":
-        monkeypatch.setattr(prompts, "per_layer", lambda variables: variables)
+        monkeypatch.setattr(layout, "per_layer", lambda variables: variables)
     result = generate(*case, PROMPTS, NEW, eos=())
     for prompt, found, scores in zip(PROMPTS, result.tokens, result.scores, strict=True):
         of_full_passes(*case, prompt, found, scores)

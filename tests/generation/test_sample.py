@@ -121,16 +121,6 @@ def test_the_largest_is_the_first_of_equals_and_no_number_is_a_token():
     assert first_largest(jnp.asarray(rows)).tolist() == [1, 0, 0, 3]
 
 
-def test_another_number_compiles_nothing(count_compilations, logits):
-    draw, key = jax.jit(lambda strategy, key, x: strategy(key, x)), jax.random.key(0)
-    draw(Sample().checked(), key, logits)
-    others = [Sample(0.5), Sample(1, 7), Sample(0, 3, 0.9), Sample(2, 0, 0.1)]
-    with count_compilations() as compiled:
-        for other in others:
-            draw(other.checked(), key, logits)
-    assert len(compiled) == 0
-
-
 def test_numbers_out_of_range_are_all_reported():
     with pytest.raises(ValueError) as error:
         Sample(-1.0, -3, 1.5).checked()

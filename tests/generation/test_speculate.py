@@ -136,15 +136,6 @@ def test_guesses_may_reach_beyond_the_learned_positions():
         np.testing.assert_array_equal(found.tokens, plain.tokens)
 
 
-def test_another_temperature_compiles_nothing(count_compilations):
-    large, small = made("rotary", 0), made("rotary", 3)
-    run = lambda base: generate(*large, PROMPTS, NEW, strategy=Draft(*small, base), eos=(), key=KEY)
-    run(Sample(0.5))
-    with count_compilations() as compiled:
-        run(Sample(0.9, top_p=0.5))
-    assert len(compiled) == 0
-
-
 def test_what_cannot_guess_is_told():
     large, small = made("rotary", 0), made("rotary", 3, vocab=7)
     with pytest.raises(ValueError, match="count is 0"):

@@ -1,19 +1,28 @@
 """What every pipeline promises: one or many, long or empty, right or wrong, and nothing compiled twice."""
 
 import dataclasses
+import io
 import itertools
 import json
 
 import jax
 import numpy as np
 import pytest
+from rich.console import Console
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from jaxformer import pipeline, sharding
-from jaxformer.config import ExtraHeadConfig, InputConfig, LearnedConfig
-from jaxformer.generation import Beam, Greedy, Sample
-from jaxformer.pipelines import ALIASES, TASKS
+from jaxformer.config import Card, ExtraHeadConfig, InputConfig, LearnedConfig
+from jaxformer.generation import Beam, Greedy, Lookup, Sample, generate
+from jaxformer.nn.model import Model
+from jaxformer.pipelines import ALIASES, TASKS, progress
+from jaxformer.pipelines.code_infilling import MARKS
 from jaxformer.pipelines.generating import strategy_of, usual
 from jaxformer.pipelines.token_classification import apart
+from jaxformer.tasks.infill import SENTINELS, infill_prompt
+from jaxformer.testing import randomized, tiny_models
+from jaxformer.text.tokenizer import TokenizerConfig, train_tokenizer
+from jaxformer.text.tokenizer_json import JsonTokenizer
 
 CLASSES, TAGS = ("contradiction", "neutral", "entailment"), ("O", "B-PER", "I-PER")
 LONG = "anna lives in paris and sees the river . " * 12
@@ -165,6 +174,9 @@ def test_options_are_checked(made, task):
         ("text-generation", {"strategy": "greedy"}, "give Greedy"),
         ("text-generation", {"max_new_tokens": 0}, "max_new_tokens is 0"),
         ("text-generation", {"handle_long_generation": "cut"}, "'hole'"),
+        ("text-generation", {"stop_sequence": ["a", ""]}, "one character or more"),
+        ("translation", {"src_lang": "en_XX"}, "src_lang is 'en_XX': the languages of this tokenizer are none"),
+        ("translation", {"tgt_lang": "<s>"}, "tgt_lang is '<s>'"),
         ("code-infilling", {}, "0 gaps: write <FILL_ME> once"),
     ],
 )
@@ -287,6 +299,70 @@ def test_a_gap_is_filled_between_its_sides(made):
     (middle,) = made("code-infilling")("anna <FILL_ME> paris", return_full_text=False)
     assert full["generated_text"] == f"anna {middle['generated_text']} paris"
     assert made("code-infilling")("anna <FILL_ME> paris", spm=True)
+
+
+def test_a_text_ends_with_a_stop_sequence_wherever_tokens_do(made):
+    run = lambda **options: made("text-generation")("anna", max_new_tokens=24, return_full_text=False, **options)
+    free = run()[0]["generated_text"]
+    ends = (free[4:6], [free[2:9], free[7:10], "\0"])
+    for stop in ends:
+        strings = [stop] if isinstance(stop, str) else stop
+        at = min(free.index(each) + len(each) for each in strings if each in free)
+        for strategy in (Greedy(), Lookup()):
+            assert run(stop_sequence=stop, strategy=strategy)[0]["generated_text"] == free[:at]
+
+
+@pytest.mark.parametrize("marks", MARKS, ids=lambda marks: marks.names[0])
+def test_gaps_are_marked_as_the_model_learned_it(marks):
+    """Read off the vocabulary; the model's own tokens begin the row, and its own mark ends it."""
+    inner = Tokenizer(models.BPE({each: i for i, each in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, []))
+    inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    inner.add_special_tokens(["<s>", *marks.names, *([] if marks.end is None else [marks.end])])
+    start = inner.token_to_id("<s>")
+    inner.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", start)])
+    tokenizer = JsonTokenizer(inner, {"bos": "<s>"})
+    prefix, suffix, middle = map(tokenizer.id, marks.names)
+    before, after = map(tokenizer.encode, ("ab", "cd"))
+    found = infill_prompt(tokenizer, "ab", "cd", False, marks.names)
+    assert found.tolist() == [start, prefix, *before, suffix, *after, middle]
+    config = dataclasses.replace(tiny_models()["learned"], vocab=tokenizer.vocab_size)
+    model = Model(config, compute="float32", card=Card(config={"eos_token_id": 0}))
+    params = randomized(sharding.abstract_params(model), jax.random.key(3))
+    run = pipeline("code-infilling", (model, params, tokenizer), max_new_tokens=6)
+    assert run.marks == marks
+    (both,) = run("ab<FILL_ME>cd")
+    new = generate(model, params, [found], 6, eos=[0] if marks.end is None else [0, tokenizer.id(marks.end)])
+    assert both["generated_text"] == f"ab{tokenizer.decode(new.tokens[0, : new.lengths[0]])}cd"
+
+
+def test_what_is_behind_a_gap_begins_without_a_space_of_the_tokenizers_own(kit):
+    tokenizer = train_tokenizer(TokenizerConfig("sentencepiece", 330, specials=SENTINELS), kit.texts)
+    for after in ("lives", " lives", "", "\n  x"):
+        ids = infill_prompt(tokenizer, "anna", after).tolist()
+        suffix, middle = (ids.index(tokenizer.id(name)) for name in SENTINELS[1:])
+        joined = "".join(map(tokenizer.piece, ids[suffix + 1 : middle]))
+        assert joined.replace("<0x0A>", "\n").replace("▁", " ") == after
+
+
+def test_a_bar_shows_on_a_terminal_once_it_lasts(monkeypatch):
+    def shown(patience, is_terminal, count=3):
+        monkeypatch.setattr(progress, "PATIENCE", patience)
+        out = io.StringIO()
+        console = Console(file=out, force_terminal=is_terminal, width=60, legacy_windows=False)
+        assert list(progress.tracked(range(count), console)) == list(range(count))
+        return out.getvalue()
+
+    assert "2/3" in shown(0.0, True)
+    assert shown(60.0, True) == shown(0.0, False) == shown(0.0, True, 1) == ""
+
+
+@pytest.mark.parametrize("task", ["text-generation", "feature-extraction"])
+def test_each_batch_is_told(made, monkeypatch, task):
+    told = []
+    where = "jaxformer.pipelines.generating" if task in WRITING else "jaxformer.pipelines.forward"
+    monkeypatch.setattr(f"{where}.tracked", lambda batches: told.append(len(batches)) or batches)
+    say_all(made, task, ["anna", "bob", "fox"], batch_size=2)
+    assert told == [2]
 
 
 def test_the_checkpoints_defaults_say_how_to_write():

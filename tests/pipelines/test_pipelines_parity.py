@@ -71,6 +71,21 @@ def test_token_classification(published, theirs, kit, name, strategy):
     kit.assert_same(ours(LONG, truncation=True), cut)
 
 
+@pytest.mark.parametrize("name", ["tag", "byte_tag"])
+@pytest.mark.parametrize("strategy", ["none", "first"])
+def test_token_classification_of_words(published, theirs, kit, name, strategy):
+    some, other = ["anna", "lives", "in", "Paris,", "naïve"], ["zebra"]
+    calls = [((some,), {}), (([some, other],), {"ignore_labels": []}), ((some,), {"delimiter": "--"})]
+    given = {"aggregation_strategy": strategy, "is_split_into_words": True}
+    ours = pipeline("ner", published(name), **given)
+    wanted = theirs("ner", published(name), *[(inputs, options | given) for inputs, options in calls])
+    for call, each in zip(calls, wanted, strict=True):
+        kit.assert_same(ours(*call[0], **call[1]), each, str(call))
+    for wrong in ("anna lives", [["anna"], "lives"], [["anna", 3]], 3):
+        with pytest.raises(TypeError, match="expected lists of words"):
+            ours(wrong)
+
+
 @pytest.mark.parametrize("name", ["lm", "byte_lm"])
 def test_fill_mask(published, theirs, kit, name):
     mask = "[MASK]" if name == "lm" else "<mask>"
@@ -133,6 +148,10 @@ def test_text_generation(published, theirs, kit):
     wanted = theirs("text-generation", published("gpt"), *calls, **greedy)
     for call, each in zip(calls, wanted, strict=True):
         kit.assert_same(ours(*call[0], **call[1]), each, str(call))
+    free = ours(prompts[0], return_full_text=False)[0]["generated_text"]
+    stop = next(letter for letter in free[3:] if letter not in free[:3])
+    (wanted,) = theirs("text-generation", published("gpt"), ((prompts[0],), {"stop_sequence": stop}), **greedy)
+    kit.assert_same(ours(prompts[0], stop_sequence=stop), wanted)
     (wanted,) = theirs("text-generation", published("gpt"), ((LONG,), {"handle_long_generation": "hole"}), **greedy)
     kit.assert_same(
         ours(LONG, handle_long_generation="hole", return_full_text=False)[0]["generated_text"],
