@@ -1,7 +1,7 @@
 """Beam search: several continuations of a prompt at once, of which the likeliest whole one is kept.
 
 B searches, one for each group of a prompt's beams, of W beams, R = B * W rows, K candidates of each, N columns,
-V vocabulary. Candidates, ends and ranks are those of the reference implementation.
+V vocabulary. Candidates, ends and ranks are those of the reference implementation, but where phrases are asked for.
 """
 
 import dataclasses

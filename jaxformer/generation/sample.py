@@ -202,7 +202,7 @@ def drawn(key: Array, logits: Array) -> Array:
     """A token int32 [R] of softmax(logits [R, V]), by one uniform number a row; never one of -inf.
 
     It is where the running sum of probabilities passes that number, looked for among groups and then in its group:
-    a noise for each token of a large vocabulary takes ten times as long on a CPU.
+    a noise for each token of a large vocabulary takes longer on a CPU.
     """
     rows, vocab = logits.shape
     p_RV = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
