@@ -117,7 +117,8 @@ def infill_prompt(
     first = [] if tokenizer.bos is None else [tokenizer.bos]
     if tuple(marks) != SENTINELS:
         around = tokenizer.template.single
-        first = [id for part, _ in around[: around.index(("A", 0))] for id in part]  # type: ignore[misc]
+        before_text = (part for part, _ in around[: around.index(("A", 0))])
+        first = [id for part in before_text if not isinstance(part, str) for id in part]
     read, rest = tokenizer.encode(before), going_on(tokenizer, after)
     turned = [prefix, suffix, *rest, middle, *read] if spm else [prefix, *read, suffix, *rest, middle]
     return np.array([*first, *turned], np.int32)
