@@ -1,0 +1,1 @@
+"""Alignment: to become what people prefer."""
