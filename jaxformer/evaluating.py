@@ -11,16 +11,20 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxformer import codec, sharding
+from jaxformer.align.online import Online
+from jaxformer.align.rewards import Judges
+from jaxformer.align.rollout import Roller
 from jaxformer.experiment import Experiment
 from jaxformer.feed import HeldOut
+from jaxformer.objective import Predicting
 from jaxformer.starting import Start
-from jaxformer.tasks.common import Predicting
 from jaxformer.text.corpus import DataConfig
 from jaxformer.text.files import read_json
-from jaxformer.text.index import EvaluationBatches
+from jaxformer.text.index import Batch, EvaluationBatches
 from jaxformer.train import evaluate
 from jaxformer.train.loop import Values
 from jaxformer.train.progress import TrainingProgress
+from jaxformer.train.state import EVALUATION, stream_key
 
 
 class Evaluator:
@@ -32,6 +36,7 @@ class Evaluator:
 
     def __init__(self, experiment: Experiment, start: Start, parts: Sequence[HeldOut], say: TrainingProgress) -> None:
         self.experiment, self.start, self.parts, self.say = experiment, start, parts, say
+        self.roller = _roller(experiment, start)
         loss = experiment.task.loss(start.model, train=False)
         eval_step = evaluate.make_eval_step(loss, seed=experiment.seed)
         everywhere = NamedSharding(start.mesh, PartitionSpec())
@@ -72,12 +77,35 @@ class Evaluator:
     def _sums(self, part: HeldOut, trained: Any, most: int | None, stride: int | None) -> evaluate.Sums:
         batches = self._batches(part, stride)
         numbers = range(len(batches)) if most is None else np.linspace(0, len(batches) - 1, min(most, len(batches)))
+        if self.roller is not None:
+            return evaluate.added(self._drawn(batches.batch(int(n)), trained) for n in numbers)
         placed = (sharding.place_batch(batches.batch(int(n)), self.start.mesh) for n in numbers)
         return evaluate.evaluate(self.eval_step, trained, self.start.frozen, placed)
+
+    def _drawn(self, batch: Batch, trained: Any) -> evaluate.Sums:
+        """What the likeliest answers to prompts are worth; the loss is what they fall short of 0."""
+        assert self.roller is not None
+        real = [prompt for prompt in batch["prompt"] if prompt]
+        prompts = real + real[-1:] * (len(batch["prompt"]) - len(real))
+        key = stream_key(self.experiment.seed, EVALUATION, 0)
+        held = self.start.variables(trained)
+        found = self.roller(held, prompts, batch["weights"], 1, 0.0, key).values()
+        total, weight = found["reward"]
+        return {"loss": (-total, weight)} | found
 
     def _make_batches(self, part: HeldOut, stride: int | None) -> EvaluationBatches:
         e, context = self.experiment, {} if stride is None else {"stride": stride}
         return EvaluationBatches(e.task.rows(part.store, self.start.tokenizer, e.length, None, **context), e.rows)
+
+
+def _roller(experiment: Experiment, start: Start) -> Roller | None:
+    """What draws answers, for a task that learns from them; its reward models are loaded here."""
+    task, length = experiment.task, experiment.length
+    if not isinstance(task, Online):
+        return None
+    assert start.tokenizer is not None
+    judges = Judges(task.rewards, start.mesh)
+    return Roller(start.model, start.tokenizer, judges, task.room(length), task.answer_length)
 
 
 def compiler_options(experiment: Experiment) -> dict[str, bool] | None:

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxformer import codec, optimizer
+from jaxformer.align import AnyAlignment
+from jaxformer.align.online import Online
 from jaxformer.config import ModelConfig
 from jaxformer.config import problems as model_problems
 from jaxformer.lora import LoraConfig
@@ -15,6 +17,8 @@ from jaxformer.tasks import AnyTask, CausalLM
 from jaxformer.text.corpus import DataConfig
 from jaxformer.text.tokenizer import TokenizerConfig
 
+AnyObjective = AnyTask | AnyAlignment
+"""All that a model can be trained to do."""
 CHANGEABLE = (
     *("steps", "evaluate_every", "evaluate_batches", "evaluation_stride", "save_every", "keep", "keep_every"),
     "average",
@@ -46,7 +50,7 @@ class Experiment:
     """Which documents to learn from."""
     tokenizer: TokenizerConfig = TokenizerConfig()
     """How to train the tokenizer, on the training documents."""
-    task: AnyTask = CausalLM()
+    task: AnyObjective = CausalLM()
     """What is learned."""
     rows: int = 16
     """Rows of a batch, over all devices."""
@@ -154,6 +158,11 @@ def problems(experiment: Experiment) -> list[str]:
             found.append(f"{name} is {value}: make it above zero, or None")
     if e.accumulate > 0 and e.rows % e.accumulate:
         found.append(f"rows is {e.rows}: it must be a multiple of accumulate, {e.accumulate}")
+    if isinstance(e.task, Online) and e.rows * e.task.group % max(1, e.task.minibatches * e.accumulate):
+        found.append(
+            f"task.minibatches is {e.task.minibatches}: rows {e.rows} times group {e.task.group} answers cannot be"
+            f" split evenly into so many, in {e.accumulate} microbatches each"
+        )
     if e.average > 1 and (e.patience is not None or e.optimizer.ema is not None or e.average > e.keep):
         found.append(
             f"average is {e.average}: it needs keep, {e.keep}, to be as much, and goes with neither patience nor "

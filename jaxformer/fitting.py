@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
 import shutil
 import signal
@@ -18,13 +19,15 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxformer import codec, optimizer, sharding, source, starting, tree
+from jaxformer.align.learner import Learner
+from jaxformer.align.online import Online
 from jaxformer.evaluating import Evaluator, compiler_options
 from jaxformer.experiment import CHANGEABLE, Experiment
 from jaxformer.feed import Feed, make_feed
 from jaxformer.generation import Sample, generate
 from jaxformer.nn.model import Model
+from jaxformer.objective import ADAPTER
 from jaxformer.starting import Start
-from jaxformer.tasks.common import ADAPTER
 from jaxformer.text.compressors import bits_per_byte
 from jaxformer.text.corpus import Corpus, open_corpora
 from jaxformer.text.files import read_json, write_json
@@ -36,7 +39,7 @@ from jaxformer.train.metrics import MetricsLog
 from jaxformer.train.progress import TrainingProgress
 from jaxformer.train.run_folder import RunFolder
 from jaxformer.train.state import ROLLOUT, TrainState, stream_key
-from jaxformer.train.step import make_step
+from jaxformer.train.step import Step, make_step
 
 OnMetrics = Callable[[int, Values], None]
 LOSS = "held_out/loss"
@@ -124,14 +127,23 @@ class Fitter:
         self.tell = on_metrics or (lambda step, values: None)
         self.marks: Values = {}
         self.half = self.model.dtype == np.float16
-        self.optimizer = optimizer.make_optimizer(e.optimizer, e.steps, dynamic_scale=self.half)
-        self.rates = np.asarray(optimizer.schedule(e.optimizer, e.steps)(jnp.arange(e.steps)))
+        self.optimizer = starting.rule(e, self.half)
+        updates = starting.updates_of(e)
+        self.rates = np.asarray(optimizer.schedule(e.optimizer, e.steps * updates)(updates * jnp.arange(e.steps)))
         self.homes = jax.tree.map(lambda leaf: leaf.sharding, self.abstract())
-        step = make_step(e.task.loss(self.model, train=True), self.optimizer, seed=e.seed, accumulate=e.accumulate)
-        everywhere = NamedSharding(self.mesh, PartitionSpec())
-        homes, options = (self.homes, everywhere), compiler_options(e)
-        self.step = jax.jit(step, donate_argnums=0, out_shardings=homes, compiler_options=options)
         self.evaluator = Evaluator(e, start, feed.held_out, say)
+        self.step = self._step()
+
+    def _step(self) -> Step:
+        e, homes = self.experiment, (self.homes, NamedSharding(self.mesh, PartitionSpec()))
+        compiled: dict[str, Any] = {"out_shardings": homes, "compiler_options": compiler_options(e)}
+        how: dict[str, Any] = {"seed": e.seed, "accumulate": e.accumulate}
+        if isinstance(e.task, Online):
+            assert self.evaluator.roller is not None
+            place = functools.partial(sharding.place_batch, mesh=self.mesh)
+            return Learner(e.task, self.model, self.evaluator.roller, self.optimizer, place, **how, **compiled)
+        step = make_step(e.task.loss(self.model, train=True), self.optimizer, **how)
+        return jax.jit(step, donate_argnums=0, **compiled)
 
     def run(self) -> Run:
         """Restore or begin, take the steps that are left, and finish."""
@@ -161,10 +173,13 @@ class Fitter:
 
     def on_metrics(self, step: int, values: Values, seconds: float) -> None:
         """Log a step, show it, and stop here if an earlier checkpoint could not be written."""
-        tokens = self.experiment.rows * self.experiment.length
+        e, spent = self.experiment, {}
+        tokens = float(e.rows * e.length)
+        if isinstance(self.step, Learner):
+            tokens, spent = values["answer_tokens"] * e.rows * self.step.task.group, self.step.seconds.pop(step)
         values = values | {"learning_rate": float(self.rates[step - 1])}
-        self.log.write(step, values, {"seconds": seconds, "tokens_per_second": tokens / seconds})
-        self.say.step(step, values["loss"], tokens, seconds)
+        self.log.write(step, values, {"seconds": seconds, "tokens_per_second": tokens / seconds} | spent)
+        self.say.step(step, values["loss"], tokens, seconds, values.get("reward"))
         self.tell(step, values)
         self.checkpoints.check()
 
@@ -215,11 +230,13 @@ class Fitter:
         """
         trained = averaged(state)
         try:
-            whole = self.start.whole(trained)
-            source.save_pretrained(self.folder / "model", self.model, whole, self.tokenizer)
+            model, whole = self.start.published(trained)
+            source.save_pretrained(self.folder / "model", model, whole, self.tokenizer)
             if (adapter := self.start.variables(trained).get(ADAPTER)) is not None:
-                heads = {name: part for name, part in trained.items() if name != ADAPTER}
-                source.save_adapter(self.folder / "adapter", self.model, adapter, heads, self.experiment.start)
+                heads = (
+                    {} if self.start.helpers else {name: part for name, part in trained.items() if name != ADAPTER}
+                )
+                source.save_adapter(self.folder / "adapter", model, adapter, heads, self.experiment.start)
         except ValueError as error:
             self.say.notice(f"model/ is not written, checkpoints/ holds the parameters: {error}")
 
@@ -266,7 +283,10 @@ class Fitter:
     def batches(self, start: int) -> Iterator[Iterator[Any]]:
         """Batches on their devices, made one or two ahead by a thread."""
         with contextlib.closing(prefetch(self.feed.batches.batch, start)) as batches:
-            yield (sharding.place_batch(batch, self.mesh) for batch in batches)
+            if isinstance(self.step, Learner):
+                yield batches  # of prompts, which stay here
+            else:
+                yield (sharding.place_batch(batch, self.mesh) for batch in batches)
 
 
 def reopened(experiment: Experiment, folder: Path, mesh: Mesh) -> Start:
@@ -282,14 +302,13 @@ def restored(experiment: Experiment, start: Start, folder: Path) -> TrainState:
     Raises FileNotFoundError where there is none.
     """
     half = start.model.dtype == np.float16
-    rule = optimizer.make_optimizer(experiment.optimizer, experiment.steps, dynamic_scale=half)
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
-        return checkpoints.restore(_abstract(start, rule))[0]
+        return checkpoints.restore(_abstract(start, starting.rule(experiment, half)))[0]
 
 
-def _abstract(start: Start, rule: optax.GradientTransformation) -> TrainState:
+def _abstract(start: Start, optimizer: optax.GradientTransformation) -> TrainState:
     """Shapes, dtypes and places of the leaves of a run's state."""
-    opt_state = jax.eval_shape(rule.init, start.trained)
+    opt_state = jax.eval_shape(optimizer.init, start.trained)
     shapes = TrainState(step=jax.ShapeDtypeStruct((), np.int32), params=start.trained, opt_state=opt_state)  # type: ignore[arg-type]
     homes = sharding.like_parameters(start.mesh, shapes, start.trained)
     placed = lambda leaf, home: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=home)
@@ -304,10 +323,11 @@ def averaged(state: TrainState) -> Any:
 
 def check_rows(experiment: Experiment, mesh: Mesh) -> None:
     """Raises ValueError where the rows of a batch cannot be shared evenly by the devices."""
-    sharing = math.prod(mesh.shape[axis] for axis in sharding.BATCH)
-    if experiment.rows // experiment.accumulate % sharing:
+    sharing, task = math.prod(mesh.shape[axis] for axis in sharding.BATCH), experiment.task
+    rows = experiment.rows * task.group // task.minibatches if isinstance(task, Online) else experiment.rows
+    if rows // experiment.accumulate % sharing:
         raise ValueError(
-            f"rows {experiment.rows} in {experiment.accumulate} microbatches cannot be shared evenly by the {sharing}"
+            f"rows {rows} in {experiment.accumulate} microbatches cannot be shared evenly by the {sharing}"
             f" devices of mesh {' x '.join(sharding.BATCH)}: change rows, accumulate or the mesh"
         )
 

@@ -74,15 +74,16 @@ def distillation(
     return _mean(total, weights), _metrics(weights, loss=divergence, agreement=agreed)
 
 
-def token_log_probs(hidden: Array, unembed: Unembed, targets: Array) -> Array:
+def token_log_probs(hidden: Array, unembed: Unembed, targets: Array, *, temperature: Array | float = 1.0) -> Array:
     """The log-probability, in nats, of each target: float32 [B, T] of hidden [B, T, D] and targets int [B, T].
 
-    It goes over chunks of the length; its gradient computes each chunk's logits once more.
+    The logits are divided by `temperature`. It goes over chunks of the length; its gradient computes each chunk's
+    logits once more.
     """
 
     @jax.checkpoint
     def log_probs(h: Array, t: Array, unembed: Unembed) -> Array:
-        logits = unembed(h)
+        logits = unembed(h) / temperature
         return _at(logits, t) - jax.nn.logsumexp(logits, axis=-1)
 
     chunk = lambda nothing, part: (nothing, log_probs(*part, unembed))

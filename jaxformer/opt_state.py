@@ -121,6 +121,27 @@ def record_norm(opt_state: Any, norm: Array) -> Any:
     return _replace(opt_state, Norms, add)
 
 
+class Number(NamedTuple):
+    """A number that something beside the rule moves, float32: such as the weight of a term of the loss."""
+
+    value: Array
+
+
+def hold_number(first: float) -> optax.GradientTransformation:
+    """Keeps a Number in the optimizer state and changes nothing; `set_number` moves it."""
+    return _hold(lambda: Number(jnp.float32(first)))
+
+
+def held_number(opt_state: Any) -> Array:
+    """The number that the state holds."""
+    return _find(opt_state, Number)[0].value
+
+
+def set_number(opt_state: Any, value: Array) -> Any:
+    """The state with another number."""
+    return _replace(opt_state, Number, lambda held: Number(value))
+
+
 def _hold(make: Callable[[], Any]) -> optax.GradientTransformation:
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         return updates, state

@@ -11,6 +11,8 @@ import numpy as np
 from jax import Array
 
 from jaxformer import codec, sharding, tree
+from jaxformer.align.learner import Learner
+from jaxformer.align.rollout import Rollout
 from jaxformer.evaluating import recorded
 from jaxformer.experiment import CHANGEABLE, Experiment
 from jaxformer.feed import make_feed
@@ -45,9 +47,10 @@ class Replay:
     logged: Values
     """What stands in metrics.jsonl; nothing where the run has not come so far."""
     norms: dict[str, float]
-    """Norm of each parameter's gradient, before any clipping, the largest first."""
+    """Norm of each parameter's gradient, before clipping, the largest first; none where a step learns from its own
+    answers, by several updates."""
     rows: list[dict[str, str]]
-    """What each row of the batch says, by field."""
+    """What each row of the batch says, by field; of a step that learns from its own answers what it drew."""
 
     @property
     def differing(self) -> list[str]:
@@ -81,10 +84,14 @@ def replay(experiment: Experiment, step: int, *, progress: bool = True) -> Repla
             for _ in range(since + 1, step):
                 state, _ = fitter.step(state, start.frozen, next(batches))
             batch = next(batches)
-            norms = _norms(e, fitter, state, batch)  # the step gives the state's buffers away
+            # Before the step, which gives the state's buffers away
+            if isinstance(fitter.step, Learner):
+                norms, rows = {}, _answers(fitter.step.rolled(state.params, start.frozen, batch, step - 1), batch)
+            else:
+                norms = _norms(e, fitter, state, batch)
+                rows = _texts(feed.batches.batch(step - 1), start.tokenizer)
             _, metrics = fitter.step(state, start.frozen, batch)
         values = means(metrics) | {"learning_rate": float(fitter.rates[step - 1])}
-    rows = _texts(feed.batches.batch(step - 1), start.tokenizer)
     return Replay(step, since, values, _logged(e.path, step), norms, rows)
 
 
@@ -123,6 +130,16 @@ def _norms(e: Experiment, fitter: Fitter, state: TrainState, batch: Any) -> dict
     found = {path: float(norm) for path, norm in norms(state, fitter.start.frozen, batch).items()}
     # Those that are not numbers come first: they are what one looks for.
     return dict(sorted(found.items(), key=lambda item: -np.nan_to_num(item[1], nan=np.inf)))
+
+
+def _answers(rollout: Rollout, batch: Mapping[str, np.ndarray]) -> list[dict[str, str]]:
+    group = len(rollout.texts) // len(batch["prompt"])
+    asked = [prompt.asked for prompt in batch["prompt"] for _ in range(group)]
+    rewards = rollout.rows["rewards"].tolist()
+    return [
+        {"prompt": str(prompt), "answer": text, "reward": f"{worth:.4f}"}
+        for prompt, text, worth in zip(asked, rollout.texts, rewards, strict=True)
+    ]
 
 
 def _logged(folder: Path, step: int) -> Values:

@@ -1,17 +1,21 @@
-"""What a run begins with: a model, its tokenizer, the parameters that move and those that stay."""
+"""What a run begins with: a model, its tokenizer, the parameters that move, how, and those that stay."""
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import optax
 from jax.sharding import Mesh
 
-from jaxformer import lora, quantize, sharding, source, tree
+from jaxformer import lora, objective, optimizer, quantize, sharding, source, tree
+from jaxformer.align import learner
+from jaxformer.align.online import Online
 from jaxformer.config import Card, LearnedConfig, ModelConfig
 from jaxformer.experiment import Experiment
 from jaxformer.nn.model import Model
-from jaxformer.tasks import common
 from jaxformer.text.tokenizer import Tokenizer
 from jaxformer.train.state import INIT, stream_key
 
@@ -32,6 +36,8 @@ class Start:
     """What the loss reads and nobody moves: leaves of "params", an adapter's scales; {} where everything moves."""
     seed: int
     mesh: Mesh
+    helpers: tuple[str, ...] = ()
+    """Heads of the model that are there for its training alone."""
 
     def draw(self) -> Params:
         """The first values of what is trained, each made where it is kept."""
@@ -41,14 +47,22 @@ class Start:
 
     def variables(self, trained: Params) -> dict[str, Any]:
         """What `model.apply` takes."""
-        return common.variables(trained, self.frozen)
+        return objective.variables(trained, self.frozen)
 
     def whole(self, trained: Params) -> Params:
         """All parameters of the model, an adapter merged into them."""
         held = self.variables(trained)
-        if common.ADAPTER not in held:
+        if objective.ADAPTER not in held:
             return held["params"]
-        return lora.merge(quantize.dequantize(held["params"], "float32"), held[common.ADAPTER])
+        return lora.merge(quantize.dequantize(held["params"], "float32"), held[objective.ADAPTER])
+
+    def published(self, trained: Params) -> tuple[Model, Params]:
+        """(the model, all its parameters) without what helped in training alone."""
+        paths = [f"heads/{name}/**" for name in self.helpers]
+        extra = tuple(head for head in self.model.config.extra if head.name not in self.helpers)
+        config = dataclasses.replace(self.model.config, extra=extra)
+        whole = self.whole(trained)
+        return self.model.clone(config=config), tree.split(whole, paths)[1] if paths else whole
 
 
 def loaded(experiment: Experiment, mesh: Mesh) -> source.Loaded | None:
@@ -73,15 +87,41 @@ def begin(experiment: Experiment, found: source.Loaded | None, tokenizer: Tokeni
         model, params = _model(e, e.model, _card(e, e.model, tokenizer)), None
         shapes = sharding.abstract_params(model)
     else:
-        model, params = _model(e, found[0].config, found[0].card), found[1]
+        model, params = _helped(e, _model(e, found[0].config, found[0].card), found[1])
         shapes = params
-    beside = e.task.frozen(model, tokenizer, mesh) if isinstance(e.task, common.Besides) else {}
-    if not e.freeze and e.adapter is None:
-        return Start(model, tokenizer, _abstract(shapes), params, beside, e.seed, mesh)
+    helpers = tuple(head.name for head in e.task.heads) if isinstance(e.task, objective.Headed) else ()
+    beside = dict(e.task.frozen(model, tokenizer, mesh)) if isinstance(e.task, objective.Besides) else {}
+    anchored = isinstance(e.task, objective.Anchored) and e.task.anchored and e.adapter is None
+    if not e.freeze and e.adapter is None and not anchored:
+        return Start(model, tokenizer, _abstract(shapes), params, beside, e.seed, mesh, helpers)
     if params is None:
         params = sharding.init(model, stream_key(e.seed, INIT, 0), mesh=mesh)
     first, frozen = _adapted(e, model, params) if e.adapter is not None else _unfrozen(e, params)
-    return Start(model, tokenizer, _abstract(first), first, {**frozen, **beside}, e.seed, mesh)
+    if anchored:  # real copies: the trained ones are given away with the first step
+        beside[objective.BEGINNING] = jax.tree.map(jnp.copy, first)
+    return Start(model, tokenizer, _abstract(first), first, {**frozen, **beside}, e.seed, mesh, helpers)
+
+
+def updates_of(experiment: Experiment) -> int:
+    """How often the optimizer moves the parameters in a step."""
+    return experiment.task.updates if isinstance(experiment.task, Online) else 1
+
+
+def rule(experiment: Experiment, half: bool) -> optax.GradientTransformation:
+    """The optimizer, with all that its state holds; `half`: the loss is scaled, for float16."""
+    e = experiment
+    made = optimizer.make_optimizer(e.optimizer, e.steps * updates_of(e), dynamic_scale=half)
+    return learner.optimizer(e.task, made) if isinstance(e.task, Online) else made
+
+
+def _helped(e: Experiment, model: Model, params: dict[str, Any]) -> tuple[Model, dict[str, Any]]:
+    """The model with the heads that its task wants beside its own, all zeros."""
+    if not isinstance(e.task, objective.Headed) or not e.task.heads:
+        return model, params
+    model = model.clone(config=dataclasses.replace(model.config, extra=(*model.config.extra, *e.task.heads)))
+    drawn = sharding.abstract_params(model)["heads"]
+    new = {head.name: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), drawn[head.name]) for head in e.task.heads}
+    return model, tree.merge(params, {"heads": new})
 
 
 def _unfrozen(e: Experiment, params: Params) -> tuple[Params, Params]:
@@ -98,11 +138,11 @@ def _adapted(e: Experiment, model: Model, params: Params) -> tuple[Params, Param
     if e.bits is not None:
         frozen = quantize.quantize(frozen, bits=e.bits)
     trained = jax.tree.map(lambda leaf: leaf.astype("float32"), trained)
-    return {**trained, common.ADAPTER: moved}, {"params": frozen, common.ADAPTER: fixed}
+    return {**trained, objective.ADAPTER: moved}, {"params": frozen, objective.ADAPTER: fixed}
 
 
 def _model(e: Experiment, config: ModelConfig, card: Card) -> Model:
-    named = e.task.card(card) if isinstance(e.task, common.Naming) else card
+    named = e.task.card(card) if isinstance(e.task, objective.Naming) else card
     return Model(config, e.compute, e.remat, e.unroll, e.kernel, named)
 
 

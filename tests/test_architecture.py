@@ -23,6 +23,7 @@ FLOORS = (
     {"opt_state", "scores"},
     {"losses", "optimizer", "sharding", "lora", "quantize"},
     {"weights", "train", "generation"},
+    {"objective"},
     {"source", "constrain", "stream_text", "conversation", "tasks", "align", "inspect"},
     {"pipelines", "experiment", "machine", "verify", "testing", "harness"},
     {"starting", "humaneval"},

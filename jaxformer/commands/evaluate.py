@@ -17,20 +17,20 @@ from rich.table import Table
 
 from jaxformer import codec, machine, sharding, source, starting
 from jaxformer.evaluating import Evaluator, recorded
-from jaxformer.experiment import Experiment
+from jaxformer.experiment import AnyObjective, Experiment
 from jaxformer.feed import make_held_out
 from jaxformer.fitting import averaged, check_rows, reopened, restored
 from jaxformer.optimizer import OptimizerConfig
 from jaxformer.sharding import MeshConfig
 from jaxformer.starting import Start
-from jaxformer.tasks import AnyTask, CausalLM
+from jaxformer.tasks import CausalLM
 from jaxformer.text.corpus import Corpus, DataConfig, open_corpora, open_documents
 from jaxformer.text.files import write_json
 from jaxformer.train.loop import Values
 from jaxformer.train.progress import TrainingProgress
 
 TASKS: dict[str, type] = {
-    re.sub("(?<=[a-z])(?=[A-Z])", "-", kind.__name__).lower(): kind for kind in typing.get_args(AnyTask)
+    re.sub("(?<=[a-z])(?=[A-Z])", "-", kind.__name__).lower(): kind for kind in typing.get_args(AnyObjective)
 }
 """Every task by the name that `--task` knows it by."""
 SETTINGS = ("task", "rows", "length", "evaluation_stride", "predictions")
@@ -55,7 +55,7 @@ class Options:
     """How to evaluate; a run's own settings are the defaults for its model."""
 
     data: Data = Data()
-    task: AnyTask = CausalLM()
+    task: AnyObjective = CausalLM()
     """What is evaluated."""
     rows: int = 8
     """Rows that are computed at a time, over all devices."""

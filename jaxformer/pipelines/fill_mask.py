@@ -11,8 +11,8 @@ import numpy as np
 from jaxformer.config import ModelConfig
 from jaxformer.pipelines import forward
 from jaxformer.pipelines.base import Options, Pipeline, Row, least, ordered
-from jaxformer.tasks import instruct
 from jaxformer.tasks.masked_lm import mask_id
+from jaxformer.text import turns
 from jaxformer.text.tokenizer import Tokenizer
 from jaxformer.text.tokenizer_json import JsonTokenizer
 
@@ -70,9 +70,9 @@ class FillMask(Pipeline):
         """See the class. Raises ValueError for a text without a mask."""
         asked, (texts, _) = self.asked(options), self.texts(inputs)
         mask, targets = mask_id(self.tokenizer), self._targets(asked.targets)
-        named = instruct.marked(self.tokenizer, self.tokenizer.piece(mask))
+        named = turns.marked(self.tokenizer, self.tokenizer.piece(mask))
         name = self.tokenizer.piece(mask)
-        encoded = [instruct.encode(self.tokenizer, text.replace(name, named)) for text in texts]
+        encoded = [turns.encode(self.tokenizer, text.replace(name, named)) for text in texts]
         rows = [self.row(i, ids, cut=asked.truncation) for i, ids in enumerate(encoded)]
         places = [[at for at, id in enumerate(ids) if id == mask] for ids, _ in rows]
         if without := [i for i, found in enumerate(places) if not found]:

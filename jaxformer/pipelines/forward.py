@@ -17,10 +17,9 @@ from jaxformer.config import Sentences
 from jaxformer.generation.prompts import bucket
 from jaxformer.nn.model import Model, Output
 from jaxformer.nn.pooling import pool
+from jaxformer.objective import at_places, reading, run
 from jaxformer.pipelines.base import Row, positions
 from jaxformer.pipelines.progress import tracked
-from jaxformer.tasks import labels as shared
-from jaxformer.tasks.common import at_places, run
 
 Given = Mapping[str, Any]
 """What the model is called with, arrays [B, T]."""
@@ -69,7 +68,7 @@ def in_batches(
     for first in tracked(range(0, len(order), size)):
         some = order[first : first + size]
         filled = some + [some[-1]] * (filled_up(len(some), size) - len(some))
-        given = shared.reading(model, padded([rows[i] for i in filled], positions(model.config)))
+        given = reading(model, padded([rows[i] for i in filled], positions(model.config)))
         for i, values in zip(some, np.asarray(function(given, filled)), strict=False):
             found[i] = values
     return found

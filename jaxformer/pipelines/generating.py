@@ -21,10 +21,10 @@ from jaxformer.generation import (
     Strategy,
 )
 from jaxformer.nn.model import Model
+from jaxformer.objective import needs, too_long
 from jaxformer.pipelines.base import Options, Pipeline, least
 from jaxformer.pipelines.forward import filled_up
 from jaxformer.pipelines.progress import tracked
-from jaxformer.tasks.common import needs, too_long
 from jaxformer.tasks.seq2seq import new_ids
 
 USUAL = 256

@@ -9,7 +9,7 @@ import numpy as np
 from jaxformer import constrain
 from jaxformer.pipelines.base import listed, one_of, positions
 from jaxformer.pipelines.generating import Writing, WritingOptions
-from jaxformer.tasks import instruct
+from jaxformer.text import turns
 
 TAG = "\ufdd2 "  # Unicode gives this character to no text
 Chat = list[Mapping[str, Any]]
@@ -81,9 +81,9 @@ class TextGeneration(Writing):
         if not isinstance(given, str):
             if tokenizer.chat_template is None:
                 raise ValueError(f"{self.task}: this tokenizer has no chat template: give a text, not a chat")
-            write = instruct.writer(tokenizer, tokenizer.chat_template)
+            write = turns.writer(tokenizer, tokenizer.chat_template)
             text = prefilled(write, given) if goes_on(given, asked) else write(given, True)
-            return np.array(instruct.encode(tokenizer, text), np.int32)
+            return np.array(turns.encode(tokenizer, text), np.int32)
         ids = self.template(tokenizer.encode(given))[0] or [id for id in (tokenizer.bos,) if id is not None]
         if not ids:
             raise ValueError(f"{self.task}: a text is empty, and this tokenizer has no start token")
@@ -121,7 +121,7 @@ def goes_on(chat: Chat, asked: TextOptions) -> bool:
     return chat[-1]["role"] == "assistant" if said is None else said
 
 
-def prefilled(write: instruct.Write, chat: Chat) -> str:
+def prefilled(write: turns.Write, chat: Chat) -> str:
     """The text of a chat as far as its last message's words, without what ends a turn.
 
     Raises ValueError where the template leaves the message out.

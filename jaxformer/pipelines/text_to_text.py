@@ -7,10 +7,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from jaxformer.generation import ForcedFirst, Processor
+from jaxformer.objective import too_long
 from jaxformer.pipelines.generating import Writing, WritingOptions
-from jaxformer.tasks.common import too_long
-from jaxformer.tasks.seq2seq import cut, ended
+from jaxformer.tasks.seq2seq import cut
 from jaxformer.text.template import Template
+from jaxformer.text.turns import ended
 
 LANGUAGE = re.compile(r"[a-z]{2,3}_[A-Z][A-Za-z]+")
 """How the tokens of languages are written: en_XX, ro_RO, eng_Latn."""

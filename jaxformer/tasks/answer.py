@@ -13,8 +13,8 @@ from jaxformer import losses, scores
 from jaxformer.config import ModelConfig
 from jaxformer.losses import MASKED, Metrics
 from jaxformer.nn.model import Model
+from jaxformer.objective import computed, head_problems, means, read_off, variables, with_aux
 from jaxformer.tasks import labels as shared
-from jaxformer.tasks.common import means, variables, with_aux
 from jaxformer.text.offsets import Span, offsets
 from jaxformer.text.prepare import Example, Store
 from jaxformer.text.records import Document
@@ -62,7 +62,7 @@ class Answer:
         """It needs a head with two outputs for each token, and positions for a row."""
         sizes = {"stride": self.stride, "longest": self.longest}
         found = [f"task.{name} is {size}: it must be above zero" for name, size in sizes.items() if size < 1]
-        return found + shared.head_problems(model, length, "answer", 2, of_tokens=True)
+        return found + head_problems(model, length, "answer", 2, of_tokens=True)
 
     def fields(self, vocab: int) -> dict[str, int]:
         """Tokens of both texts; answer: its first and its last place in the context, counted from 1, 0 for none."""
@@ -104,7 +104,7 @@ class Answer:
         """
 
         def loss_fn(params: Any, frozen: Any, batch: Mapping[str, Array], key: Array) -> tuple[Array, Metrics]:
-            logits, out = shared.read_off(model, variables(params, frozen), key, train, batch, "answer")
+            logits, out = read_off(model, variables(params, frozen), key, train, batch, "answer")
             weights = jnp.broadcast_to(batch["weights"][:, None], batch["labels"].shape)
             loss, metrics = losses.classification(_ends(logits, batch["mask"]), batch["labels"], weights)
             return with_aux(loss, out, train), metrics
@@ -129,12 +129,12 @@ class Answer:
                 made.append(_row(template, length, {"question": short, "context": context[window]}))
 
         def scored(held: Any, batch: dict[str, Array]) -> Array:
-            logits, _ = shared.read_off(model, held, jax.random.key(0), False, batch, "answer")
+            logits, _ = read_off(model, held, jax.random.key(0), False, batch, "answer")
             return _ends(logits, batch["mask"])
 
         best: list[tuple[float, Span]] = [(-np.inf, (0, 0))] * len(read)
         nothing = [np.inf] * len(read)
-        for (i, window), ends in zip(parts, shared.computed(scored, held, made, rows), strict=True):
+        for (i, window), ends in zip(parts, computed(scored, held, made, rows), strict=True):
             begin = shared.begin(template, _question(template, length, read[i][0]).tolist())
             score, (first, last) = _best(ends[:, begin : begin + window.stop - window.start], self.longest)
             best[i] = max(best[i], (score, (first + window.start, last + window.start)))

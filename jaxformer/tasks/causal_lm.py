@@ -11,7 +11,7 @@ from jax import Array
 from jaxformer.config import ModelConfig
 from jaxformer.losses import Metrics
 from jaxformer.nn.model import Model
-from jaxformer.tasks.common import means, needs, run, too_long, variables, vocabulary_loss
+from jaxformer.objective import means, needs, run, too_long, variables, vocabulary_loss
 from jaxformer.text.prepare import Example, Store
 from jaxformer.text.records import Document
 from jaxformer.text.rows import Rows, StreamRows

@@ -13,8 +13,8 @@ from jaxformer import losses, scores
 from jaxformer.config import ModelConfig
 from jaxformer.losses import MASKED, Metrics
 from jaxformer.nn.model import Model, Output
+from jaxformer.objective import computed, decoder_start, means, needs, run, too_long, variables, with_aux
 from jaxformer.tasks import labels as shared
-from jaxformer.tasks.common import decoder_start, means, needs, run, too_long, variables, with_aux
 from jaxformer.text.index import stack
 from jaxformer.text.prepare import Example, Store
 from jaxformer.text.records import Document
@@ -109,7 +109,7 @@ class Choice:
             sums, sizes, _ = _log_probs(model, held, jax.random.key(0), False, batch)
             return jnp.argmax(sums / jnp.maximum(sizes, 1), axis=-1)
 
-        return [int(best) for best in shared.computed(averaged, held, made, rows)]
+        return [int(best) for best in computed(averaged, held, made, rows)]
 
     def score(self, predictions: list[int], documents: Sequence[Document]) -> dict[str, float]:
         """accuracy_normalized: of log-probabilities a token."""

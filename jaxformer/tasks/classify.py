@@ -12,8 +12,8 @@ from jaxformer import losses, scores
 from jaxformer.config import Card, ModelConfig
 from jaxformer.losses import Metrics
 from jaxformer.nn.model import Model
+from jaxformer.objective import computed, head_problems, means, named, read_off, variables, with_aux
 from jaxformer.tasks import labels as shared
-from jaxformer.tasks.common import means, variables, with_aux
 from jaxformer.text.prepare import Example, Store
 from jaxformer.text.records import Document
 from jaxformer.text.rows import BinRows, Row, Rows
@@ -68,7 +68,7 @@ class Classify:
     def card(self, card: Card) -> Card:
         """The card with the names of the classes, and what kind they are of."""
         names = ("LABEL_0",) if self.kind == "regression" else self.labels
-        return shared.named(card, names, problem_type=PROBLEMS[self.kind])
+        return named(card, names, problem_type=PROBLEMS[self.kind])
 
     def problems(self, model: ModelConfig, length: int) -> list[str]:
         """It needs a head with an output for each class, and positions for a row."""
@@ -77,7 +77,7 @@ class Classify:
             found = ['task.labels: kind "regression" has no classes: leave them out']
         if self.label_smoothing and self.kind != "single":
             found.append(f'task.label_smoothing is {self.label_smoothing}: it is for kind "single"')
-        return found + shared.head_problems(model, length, "classify", self.outputs, of_tokens=False)
+        return found + head_problems(model, length, "classify", self.outputs, of_tokens=False)
 
     def fields(self, vocab: int) -> dict[str, int]:
         """Tokens of both texts, none of a second where there is none; label: as `_label` makes it."""
@@ -115,7 +115,7 @@ class Classify:
         """
 
         def loss_fn(params: Any, frozen: Any, batch: Mapping[str, Array], key: Array) -> tuple[Array, Metrics]:
-            logits, out = shared.read_off(model, variables(params, frozen), key, train, batch, "classify")
+            logits, out = read_off(model, variables(params, frozen), key, train, batch, "classify")
             labels, weights = batch["labels"], batch["weights"]
             if self.kind == "multi":
                 loss, metrics = losses.multi_label(logits, labels, weights)
@@ -140,9 +140,9 @@ class Classify:
         texts = [self._row(template, length, self._texts(document, tokenizer)) for document in documents]
 
         def logits(held: Any, batch: dict[str, Array]) -> Array:
-            return shared.read_off(model, held, jax.random.key(0), False, batch, "classify")[0]
+            return read_off(model, held, jax.random.key(0), False, batch, "classify")[0]
 
-        found = shared.computed(logits, held, texts, rows)
+        found = computed(logits, held, texts, rows)
         if self.kind == "regression":
             return [float(each[0]) for each in found]
         if self.kind == "multi":

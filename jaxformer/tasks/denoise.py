@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxformer.config import ModelConfig
 from jaxformer.nn.model import Model
-from jaxformer.tasks.common import means, needs, too_long
+from jaxformer.objective import means, needs, too_long
 from jaxformer.tasks.masked_lm import mask_id
 from jaxformer.tasks.seq2seq import Seq2Seq, cut, pairs_row, write
 from jaxformer.tasks.span import bare, windows

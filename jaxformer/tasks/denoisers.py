@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxformer.config import ModelConfig
 from jaxformer.nn.model import Model
-from jaxformer.tasks.common import means, needs, too_long
+from jaxformer.objective import means, needs, too_long
 from jaxformer.tasks.prefix_lm import prefix_loss, prefix_row
 from jaxformer.tasks.seq2seq import Seq2Seq, pairs_row
 from jaxformer.tasks.span import bare, end, few_sentinels, named_ids, sentinel_names

@@ -11,9 +11,9 @@ from jax.sharding import Mesh
 from jaxformer.config import ModelConfig
 from jaxformer.losses import Metrics, cross_entropy, distillation
 from jaxformer.nn.model import Model, Output
+from jaxformer.objective import needs, run, too_long, variables, with_aux
 from jaxformer.source import from_pretrained
 from jaxformer.tasks.causal_lm import CausalLM
-from jaxformer.tasks.common import needs, run, too_long, variables, with_aux
 from jaxformer.text.prepare import Example, Store
 from jaxformer.text.records import Document
 from jaxformer.text.rows import Rows

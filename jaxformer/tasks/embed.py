@@ -15,8 +15,8 @@ from jaxformer.config import Card, ModelConfig, Sentences
 from jaxformer.losses import Metrics
 from jaxformer.nn.model import Model, Output
 from jaxformer.nn.pooling import pool
+from jaxformer.objective import computed, means, reading, run, too_long, variables, with_aux
 from jaxformer.tasks import labels as shared
-from jaxformer.tasks.common import means, run, too_long, variables, with_aux
 from jaxformer.text.index import stack
 from jaxformer.text.prepare import Example, Store
 from jaxformer.text.records import Document
@@ -106,7 +106,7 @@ class Embed:
         def vectors(held: Any, batch: dict[str, Array]) -> Array:
             return _vectors(model, held, jax.random.key(0), False, batch)[0]
 
-        return shared.computed(vectors, held, made, rows)
+        return computed(vectors, held, made, rows)
 
     def score(self, predictions: list[np.ndarray], documents: Sequence[Document]) -> dict[str, float]:
         """How well each text finds its other among those of all these documents: recall@1, recall@10, mrr (the mean
@@ -141,7 +141,7 @@ def _vectors(
     """The vectors of both texts of each row, float32 [B, 2, D]."""
     names = ("tokens", "token_types", "mask")
     flat = {name: batch[name].reshape(-1, batch[name].shape[-1]) for name in names}
-    out = run(model, held, key, train, **shared.reading(model, flat))
+    out = run(model, held, key, train, **reading(model, flat))
     pooling = dataclasses.replace(_sentences(model.card), normalize=False)
     found = pool(out.hidden, flat["mask"], pooling)
     found /= jnp.sqrt(jnp.maximum(jnp.square(found).sum(1, keepdims=True), 1e-24))  # of an empty row too a gradient

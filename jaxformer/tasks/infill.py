@@ -10,8 +10,8 @@ import numpy as np
 from jaxformer.config import ModelConfig
 from jaxformer.generation import Greedy, Strategy
 from jaxformer.nn.model import Model
+from jaxformer.objective import means
 from jaxformer.tasks.causal_lm import CausalLM
-from jaxformer.tasks.common import means
 from jaxformer.tasks.seq2seq import write
 from jaxformer.tasks.span import end, named_ids
 from jaxformer.text.prepare import Example, Store

@@ -3,20 +3,12 @@
 B batch, T length.
 """
 
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
-from jaxformer.config import Card, ModelConfig
-from jaxformer.nn.model import Model, Output
-from jaxformer.tasks.common import decoder_start, run, too_long
-from jaxformer.text.index import stack
 from jaxformer.text.prepare import Example, Store
 from jaxformer.text.records import Document
 from jaxformer.text.rows import Row, padded
@@ -45,13 +37,6 @@ def _numbers(labels: tuple[str, ...]) -> dict[str, int]:
     return {label: i for i, label in enumerate(labels)}
 
 
-def named(card: Card, labels: Sequence[str], **more: Any) -> Card:
-    """The card of a model whose head gives these classes, with `more` of its config.json."""
-    names = {"id2label": {str(i): label for i, label in enumerate(labels)}}
-    numbers = {"label2id": {label: i for i, label in enumerate(labels)}}
-    return dataclasses.replace(card, config=card.config | names | numbers | more)
-
-
 def real(value: Any, where: str) -> float:
     """The number that a record holds, or writes. Raises ValueError where it is none."""
     try:
@@ -66,19 +51,6 @@ def label_problems(labels: tuple[str, ...]) -> list[str]:
         return ["task.labels is empty: name the classes, in their order"]
     twice = sorted({label for label in labels if labels.count(label) > 1})
     return [f"task.labels names {', '.join(twice)} more than once"] if twice else []
-
-
-def head_problems(model: ModelConfig, length: int, name: str, outputs: int, of_tokens: bool) -> list[str]:
-    """What is wrong with a model that must have the extra head `name`, and positions for rows of this length."""
-    found = next((head for head in model.extra if head.name == name), None)
-    wanted = f"ExtraHeadConfig({name!r}, {outputs}{'' if of_tokens else ', reads=...'})"
-    if found is None:
-        wrong = [f"model.extra has no head called {name!r}: give it {wanted}"]
-    elif found.outputs != outputs or (found.reads == "tokens") != of_tokens:
-        wrong = [f"model.extra: the head {name!r} has {found.outputs} outputs of {found.reads}: expected {wanted}"]
-    else:
-        wrong = []
-    return wrong + too_long(model, encoder=length, decoder=length)
 
 
 # Rows
@@ -165,42 +137,3 @@ class Windows:
     def __getitem__(self, i: int) -> Example:
         example = int(np.searchsorted(self.ends, i, side="right"))
         return self.cut(self.store[example], i - (int(self.ends[example - 1]) if example else 0))
-
-
-# The model
-
-
-def reading(model: Model, batch: Mapping[str, Array]) -> dict[str, Array]:
-    """What the model is called with to read rows: tokens int [B, T], mask bool [B, T], token types if it has such.
-
-    A decoder behind an encoder reads the same text, shifted right (Lewis et al., 2020, section 3).
-    """
-    given = {"tokens": batch["tokens"], "mask": batch["mask"]}
-    encoder, decoder = model.config.encoder, model.config.decoder
-    if encoder is not None and decoder is not None:
-        shifted = jnp.pad(batch["tokens"][:, :-1], ((0, 0), (1, 0)), constant_values=decoder_start(model))
-        return given | {"decoder_tokens": shifted, "decoder_mask": batch["mask"]}
-    kinds = getattr(model.config, model.config.main).input.segments
-    return given | ({"token_types": jnp.minimum(batch["token_types"], kinds - 1)} if kinds else {})
-
-
-def read_off(
-    model: Model, held: Mapping[str, Any], key: Array, train: bool, batch: Mapping[str, Array], name: str
-) -> tuple[Array, Output]:
-    """(what the extra head `name` says of rows: float32 [B, T, N] or [B, N], all that the model gives)."""
-    out = run(model, held, key, train, **reading(model, batch))
-    assert out.extra is not None  # see head_problems
-    return out.extra[name], out
-
-
-def computed(
-    function: Callable[[Any, dict[str, Array]], Array], held: Any, rows: Sequence[Row], size: int
-) -> list[np.ndarray]:
-    """function(held, batch) [size, ...] of all rows, `size` of them in a batch, as one array for each."""
-    compiled, found = jax.jit(function), list[np.ndarray]()
-    for start in range(0, len(rows), size):
-        some = [*rows[start : start + size]]
-        blank = {name: np.zeros_like(values) for name, values in some[0].items()}
-        out = compiled(held, stack(some + [blank] * (size - len(some))))
-        found += [*np.asarray(out)[: len(some)]]
-    return found

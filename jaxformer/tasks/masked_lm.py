@@ -12,8 +12,18 @@ from jaxformer import losses
 from jaxformer.config import ModelConfig
 from jaxformer.losses import Metrics
 from jaxformer.nn.model import Model
+from jaxformer.objective import (
+    at_places,
+    head_problems,
+    means,
+    needs,
+    reading,
+    run,
+    too_long,
+    variables,
+    vocabulary_loss,
+)
 from jaxformer.tasks import labels as shared
-from jaxformer.tasks.common import at_places, means, needs, run, too_long, variables, vocabulary_loss
 from jaxformer.text.boundaries import Boundaries, boundaries
 from jaxformer.text.corrupt import masked_lm, sentence_chunks, sentence_pair, sentences
 from jaxformer.text.prepare import Example, Store
@@ -64,7 +74,7 @@ class MaskedLM:
             )
         found += needs(model, encoder=True, decoder=False)
         if self.next_sentence:
-            return found + shared.head_problems(model, length, NEXT, 2, of_tokens=False)
+            return found + head_problems(model, length, NEXT, 2, of_tokens=False)
         return found + too_long(model, encoder=length)
 
     def fields(self, vocab: int) -> dict[str, int]:
@@ -141,7 +151,7 @@ class MaskedLM:
 
         def loss_fn(params: Any, frozen: Any, batch: Mapping[str, Array], key: Array) -> tuple[Array, Metrics]:
             held, names = variables(params, frozen), ("tokens", "segments", "positions")
-            given = shared.reading(model, batch) if self.next_sentence else {name: batch[name] for name in names}
+            given = reading(model, batch) if self.next_sentence else {name: batch[name] for name in names}
             out, weights = run(model, held, key, train, **given), batch["weights"]
             masked = at_places(out, batch["places"])
             loss, metrics = vocabulary_loss(model, held, masked, batch["targets"], weights, train)

@@ -10,8 +10,8 @@ from jax import Array
 from jaxformer.config import ModelConfig
 from jaxformer.losses import Metrics
 from jaxformer.nn.model import Model
+from jaxformer.objective import means, needs, run, too_long, variables, vocabulary_loss
 from jaxformer.tasks.causal_lm import marked
-from jaxformer.tasks.common import means, needs, run, too_long, variables, vocabulary_loss
 from jaxformer.tasks.seq2seq import Seq2Seq, pairs_row
 from jaxformer.tasks.span import bare, end, windows
 from jaxformer.text.pack import bins

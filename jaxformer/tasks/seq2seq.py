@@ -14,12 +14,13 @@ from jaxformer.config import ModelConfig
 from jaxformer.generation import Greedy, generate
 from jaxformer.losses import Metrics
 from jaxformer.nn.model import Model
-from jaxformer.tasks.common import decoder_start, means, needs, run, too_long, variables, vocabulary_loss
+from jaxformer.objective import decoder_start, means, needs, run, too_long, variables, vocabulary_loss
 from jaxformer.text.pack import bins
 from jaxformer.text.prepare import Example, Store
 from jaxformer.text.records import Document
 from jaxformer.text.rows import BinRows, Row, Rows, side_by_side
 from jaxformer.text.tokenizer import Tokenizer
+from jaxformer.text.turns import ended
 from jaxformer.train.step import LossFn
 
 
@@ -186,14 +187,6 @@ def pairs_row(sources: Sequence[np.ndarray], targets: Sequence[np.ndarray], leng
         "decoder_positions": target["positions"],
         "weights": (target["segments"] > 0).astype(np.float32),
     }
-
-
-def ended(tokenizer: Tokenizer, text: str) -> np.ndarray:
-    """A text's ids int32 with the tokenizer's special tokens, and an eos at the end."""
-    ids = tokenizer.template(tokenizer.encode(text))[0]
-    if tokenizer.eos is not None and ids[-1:] != [tokenizer.eos]:
-        ids = [*ids, tokenizer.eos]
-    return np.asarray(ids, np.int32)
 
 
 def cut(ids: np.ndarray, length: int) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxformer.config import ModelConfig
 from jaxformer.nn.model import Model
-from jaxformer.tasks.common import means, needs, too_long
+from jaxformer.objective import means, needs, too_long
 from jaxformer.tasks.labels import Windows
 from jaxformer.tasks.seq2seq import Seq2Seq, pairs_row
 from jaxformer.text.prepare import Example, Store

@@ -12,8 +12,8 @@ from jaxformer import losses, scores
 from jaxformer.config import Card, ModelConfig
 from jaxformer.losses import Metrics
 from jaxformer.nn.model import Model
+from jaxformer.objective import computed, head_problems, means, named, read_off, variables, with_aux
 from jaxformer.tasks import labels as shared
-from jaxformer.tasks.common import means, variables, with_aux
 from jaxformer.text.offsets import offsets
 from jaxformer.text.prepare import Example, Store
 from jaxformer.text.records import Document
@@ -50,14 +50,14 @@ class Tag:
 
     def card(self, card: Card) -> Card:
         """The card with the names of the classes."""
-        return shared.named(card, self.labels)
+        return named(card, self.labels)
 
     def problems(self, model: ModelConfig, length: int) -> list[str]:
         """It needs one stack, a head with an output for each class, and positions for a row."""
         found = shared.label_problems(self.labels)
         if model.encoder is not None and model.decoder is not None:
             found.append("model: the task needs an encoder or a decoder, not both")
-        return found + shared.head_problems(model, length, "tag", len(self.labels), of_tokens=True)
+        return found + head_problems(model, length, "tag", len(self.labels), of_tokens=True)
 
     def fields(self, vocab: int) -> dict[str, int]:
         """Tokens, and for each its class counted from 1, 0 where it begins no word."""
@@ -95,7 +95,7 @@ class Tag:
         """
 
         def loss_fn(params: Any, frozen: Any, batch: Mapping[str, Array], key: Array) -> tuple[Array, Metrics]:
-            logits, out = shared.read_off(model, variables(params, frozen), key, train, batch, "tag")
+            logits, out = read_off(model, variables(params, frozen), key, train, batch, "tag")
             loss, metrics = losses.classification(logits, batch["labels"], batch["weights"])
             return with_aux(loss, out, train), metrics
 
@@ -116,10 +116,10 @@ class Tag:
         made = [_row(template, length, aligned[i][0][at : at + size]) for i, at in parts]
 
         def best(held: Any, batch: dict[str, Array]) -> Array:
-            return shared.read_off(model, held, jax.random.key(0), False, batch, "tag")[0].argmax(-1)
+            return read_off(model, held, jax.random.key(0), False, batch, "tag")[0].argmax(-1)
 
         found: list[list[int]] = [[] for _ in documents]
-        for (i, _), classes in zip(parts, shared.computed(best, held, made, rows), strict=True):
+        for (i, _), classes in zip(parts, computed(best, held, made, rows), strict=True):
             found[i] += classes[begin : begin + size].tolist()
         return [
             [self.labels[classes[place] if ids else 0] for place in places]

@@ -86,10 +86,14 @@ class TrainingProgress:
             yield
         self.bar = None
 
-    def step(self, step: int, loss: float, tokens: float, seconds: float) -> None:
-        """A step that took `seconds` over `tokens` tokens; the first of a process includes its compilation."""
+    def step(self, step: int, loss: float, tokens: float, seconds: float, reward: float | None = None) -> None:
+        """A step that took `seconds` over `tokens` tokens; the first of a process includes its compilation.
+
+        `reward`: what answers were worth, which then says more than the loss.
+        """
         self.rate = tokens / seconds if step <= self.first + 2 else 0.95 * self.rate + 0.05 * tokens / seconds
-        facts = f"loss {loss:.3f} · {self.rate:,.0f} tokens/s"
+        what = f"loss {loss:.3f}" if reward is None else f"reward {reward:.3f}"
+        facts = f"{what} · {self.rate:,.0f} tokens/s"
         if self.bar is not None:
             self.bar.update(self.task, completed=step, facts=facts)
         now = time.monotonic()

@@ -3,12 +3,12 @@ import pytest
 
 from jaxformer.config import Card, HeadConfig
 from jaxformer.tasks.denoise import Denoise, fill, framed
-from jaxformer.tasks.seq2seq import ended
 from jaxformer.testing import SENTENCES
 from jaxformer.text.corrupt import DenoiseConfig
 from jaxformer.text.index import Batches, EvaluationBatches, stack
 from jaxformer.text.template import Template
 from jaxformer.text.tokenizer import TokenizerConfig, train_tokenizer
+from jaxformer.text.turns import ended
 
 NOTHING = Denoise(permute_sentences=False, infill=0.0)
 TEXTS = ["The dog sees a fox. It runs. Good.", "A fox jumps. The dog sleeps.", "def double(x):\n    return 2 * x"]

@@ -8,9 +8,10 @@ import pytest
 
 from jaxformer import tree
 from jaxformer.config import HeadConfig
-from jaxformer.tasks.instruct import Instruct, encode, marked
+from jaxformer.tasks.instruct import Instruct
 from jaxformer.text.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
 from jaxformer.text.tokenizer_json import JsonTokenizer
+from jaxformer.text.turns import encode, marked
 
 CHATML = """\
 {% for message in messages %}

@@ -10,9 +10,10 @@ import pytest
 from jaxformer.config import Card
 from jaxformer.nn.model import Model
 from jaxformer.tasks import Seq2Seq
-from jaxformer.tasks.seq2seq import cut, ended, shifted
+from jaxformer.tasks.seq2seq import cut, shifted
 from jaxformer.testing import tiny_models
 from jaxformer.text.records import Document
+from jaxformer.text.turns import ended
 
 TEXTS = (("a b", "b a"), ("the cat", "cat the"), ("one", "o n e"), ("x", "y"))
 PAIRS = [{"source": source, "target": target} for source, target in TEXTS]

@@ -1,26 +1,30 @@
 """What a task is, and what tasks share. B batch, T length, D width, P places that are predicted."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
 from jaxformer import tree
-from jaxformer.config import Card, LearnedConfig, ModelConfig
+from jaxformer.config import Card, ExtraHeadConfig, LearnedConfig, ModelConfig
 from jaxformer.losses import Metrics, cross_entropy
 from jaxformer.nn.model import Model, Output
+from jaxformer.text.index import stack
 from jaxformer.text.prepare import Example, Store
 from jaxformer.text.records import Document
-from jaxformer.text.rows import Rows
+from jaxformer.text.rows import Row, Rows
 from jaxformer.text.tokenizer import Tokenizer
 from jaxformer.train.step import LossFn
 
 ADAPTER = "lora"
 """Where an adapter stands among the trainable parameters, and the name of its collection."""
+BEGINNING = "beginning"
+"""Where the first values of what is trained stand in `frozen`, for tasks that are Anchored."""
 LOAD_BALANCE, ROUTER_Z = 1e-2, 1e-3
 """What a mixture's routers weigh in the loss (Fedus et al., 2021, section 2.2; Zoph et al., 2022, section 3.2)."""
 
@@ -110,6 +114,26 @@ class Besides(Protocol):
         ...
 
 
+@runtime_checkable
+class Anchored(Protocol):
+    """What a task also has whose loss may compare the model with what training began with; see `beginning`."""
+
+    @property
+    def anchored(self) -> bool:
+        """Whether it does: then a copy of what is trained is kept, where an adapter does not leave it as it was."""
+        ...
+
+
+@runtime_checkable
+class Headed(Protocol):
+    """What a task also has that trains heads which help it alone, such as one that foretells rewards."""
+
+    @property
+    def heads(self) -> tuple[ExtraHeadConfig, ...]:
+        """They are added to the model's, begin at zero, and are not published with it."""
+        ...
+
+
 def variables(params: Mapping[str, Any], frozen: Mapping[str, Any] | None) -> dict[str, Any]:
     """What `model.apply` takes: trained leaves and those that do not move, put together.
 
@@ -120,6 +144,16 @@ def variables(params: Mapping[str, Any], frozen: Mapping[str, Any] | None) -> di
     found = {"params": tree.merge(trained, fixed.get("params", {}))}
     both = tree.merge(adapter, fixed.get(ADAPTER, {}))
     return found | ({ADAPTER: both} if both else {})
+
+
+def beginning(params: Mapping[str, Any], frozen: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What `model.apply` takes to be the model that training began with: that beneath an adapter, or the copy.
+
+    It has no gradient. New heads beside an adapter are as they are now.
+    """
+    fixed = dict(frozen or {})
+    base = fixed.get(BEGINNING, {name: part for name, part in params.items() if name != ADAPTER})
+    return jax.lax.stop_gradient({"params": tree.merge(base, fixed.get("params", {}))})
 
 
 def run(model: Model, held: Mapping[str, Any], key: Array, train: bool, **given: Any) -> Output:
@@ -184,3 +218,59 @@ def decoder_start(model: Model) -> int:
     if not found:
         raise ValueError("this model's card names no decoder_start_token_id: its decoder does not know how to begin")
     return found[0]
+
+
+def named(card: Card, labels: Sequence[str], **more: Any) -> Card:
+    """The card of a model whose head gives these classes, with `more` of its config.json."""
+    names = {"id2label": {str(i): label for i, label in enumerate(labels)}}
+    numbers = {"label2id": {label: i for i, label in enumerate(labels)}}
+    return dataclasses.replace(card, config=card.config | names | numbers | more)
+
+
+def head_problems(model: ModelConfig, length: int, name: str, outputs: int, of_tokens: bool) -> list[str]:
+    """What is wrong with a model that must have the extra head `name`, and positions for rows of this length."""
+    found = next((head for head in model.extra if head.name == name), None)
+    wanted = f"ExtraHeadConfig({name!r}, {outputs}{'' if of_tokens else ', reads=...'})"
+    if found is None:
+        wrong = [f"model.extra has no head called {name!r}: give it {wanted}"]
+    elif found.outputs != outputs or (found.reads == "tokens") != of_tokens:
+        wrong = [f"model.extra: the head {name!r} has {found.outputs} outputs of {found.reads}: expected {wanted}"]
+    else:
+        wrong = []
+    return wrong + too_long(model, encoder=length, decoder=length)
+
+
+def reading(model: Model, batch: Mapping[str, Array]) -> dict[str, Array]:
+    """What the model is called with to read rows: tokens int [B, T], mask bool [B, T], token types if it has such.
+
+    A decoder behind an encoder reads the same text, shifted right (Lewis et al., 2020, section 3).
+    """
+    given = {"tokens": batch["tokens"], "mask": batch["mask"]}
+    encoder, decoder = model.config.encoder, model.config.decoder
+    if encoder is not None and decoder is not None:
+        shifted = jnp.pad(batch["tokens"][:, :-1], ((0, 0), (1, 0)), constant_values=decoder_start(model))
+        return given | {"decoder_tokens": shifted, "decoder_mask": batch["mask"]}
+    kinds = getattr(model.config, model.config.main).input.segments
+    return given | ({"token_types": jnp.minimum(batch["token_types"], kinds - 1)} if kinds else {})
+
+
+def read_off(
+    model: Model, held: Mapping[str, Any], key: Array, train: bool, batch: Mapping[str, Array], name: str
+) -> tuple[Array, Output]:
+    """(what the extra head `name` says of rows: float32 [B, T, N] or [B, N], all that the model gives)."""
+    out = run(model, held, key, train, **reading(model, batch))
+    assert out.extra is not None  # see head_problems
+    return out.extra[name], out
+
+
+def computed(
+    function: Callable[[Any, dict[str, Array]], Array], held: Any, rows: Sequence[Row], size: int
+) -> list[np.ndarray]:
+    """function(held, batch) [size, ...] of all rows, `size` of them in a batch, as one array for each."""
+    compiled, found = jax.jit(function), list[np.ndarray]()
+    for start in range(0, len(rows), size):
+        some = [*rows[start : start + size]]
+        blank = {name: np.zeros_like(values) for name, values in some[0].items()}
+        out = compiled(held, stack(some + [blank] * (size - len(some))))
+        found += [*np.asarray(out)[: len(some)]]
+    return found
