@@ -3,6 +3,7 @@
 What counts is said by one's own lists of words and phrases: a number before training and the same number after it.
 """
 
+import functools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -95,6 +96,7 @@ def table(before: Mapping[str, Mapping[str, Rate]], after: Mapping[str, Mapping[
     return "\n".join(lines)
 
 
+@functools.cache
 def _pattern(listed: Sequence[str]) -> re.Pattern[str]:
     words = "|".join(re.escape(each.lower()) for each in sorted(listed, key=len, reverse=True))
     return re.compile(rf"(?<!\w)(?:{words})(?!\w)" if words else r"(?!)", re.IGNORECASE)
