@@ -166,10 +166,14 @@ def vocabulary_loss(
     model: Model, held: Mapping[str, Any], out: Output, targets: Array, weights: Array, train: bool, **smooth: float
 ) -> tuple[Array, Metrics]:
     """Cross-entropy over the vocabulary of out.hidden [B, T, D] with targets int [B, T], and what routers add."""
-    hidden = model.apply(held, out.hidden, method="transform")
-    unembed = model.apply(held, method="unembedding")
-    loss, metrics = cross_entropy(hidden, unembed, targets, weights, **(smooth if train else {}))  # type: ignore[arg-type]
+    hidden, unembed = unembedded(model, held, out)
+    loss, metrics = cross_entropy(hidden, unembed, targets, weights, **(smooth if train else {}))
     return with_aux(loss, out, train), metrics
+
+
+def unembedded(model: Model, held: Mapping[str, Any], out: Output) -> tuple[Array, Any]:
+    """What a loss over the vocabulary takes of a model: (hidden [B, T, D], unembed)."""
+    return model.apply(held, out.hidden, method="transform"), model.apply(held, method="unembedding")  # type: ignore[return-value]
 
 
 def with_aux(loss: Array, out: Output, train: bool) -> Array:

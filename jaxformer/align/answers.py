@@ -14,7 +14,7 @@ from jax import Array
 
 from jaxformer.losses import token_log_probs
 from jaxformer.nn.model import Model, Output
-from jaxformer.objective import decoder_start, run
+from jaxformer.objective import decoder_start, run, unembedded
 
 
 def read(model: Model, held: Mapping[str, Any], key: Array, train: bool, batch: Mapping[str, Array]) -> Output:
@@ -44,9 +44,7 @@ def log_probs(
     `temperature`: the logits are divided by it, as where answers were drawn so. Behind an answer's end the numbers
     mean nothing.
     """
-    hidden = model.apply(held, out.hidden, method="transform")
-    unembed = model.apply(held, method="unembedding")
-    return token_log_probs(hidden, unembed, answers, temperature=temperature)  # type: ignore[arg-type]
+    return token_log_probs(*unembedded(model, held, out), answers, temperature=temperature)
 
 
 def summed(values: Array, written: Array) -> Array:

@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxformer.text.rows import Row, padded
 from jaxformer.text.tokenizer import Tokenizer
-from jaxformer.text.turns import begin, conversations, encode, ended, writer
+from jaxformer.text.turns import begin, conversations, encode, ended, is_conversation, writer
 
 Asked = str | Sequence[Mapping[str, Any]]
 """A text that is to go on, or be answered by a model with an encoder; or messages, which an assistant answers."""
@@ -18,15 +18,6 @@ class Exchange(NamedTuple):
 
     prompt: np.ndarray
     answer: np.ndarray
-
-
-def is_conversation(value: Any) -> bool:
-    """Whether this is a list of messages, at least one."""
-    return (
-        isinstance(value, list | tuple)
-        and bool(value)
-        and all(isinstance(each, Mapping) and {"role", "content"} <= each.keys() for each in value)
-    )
 
 
 def prompt_of(tokenizer: Tokenizer, asked: Asked, *, encoder: bool, template: str = "") -> np.ndarray:

@@ -218,7 +218,8 @@ class GRPO(Online):
     sequence: bool = False
     """One ratio for a whole answer: GSPO (Zheng et al., 2025)."""
     telling: bool = False
-    """Prompts whose answers all gain the same do not count (dynamic sampling: Yu et al., 2025, section 3.2)."""
+    """Prompts whose answers all gain the same do not count (the filter of Yu et al., 2025, section 3.2); none is
+    drawn in their place."""
 
     @property
     def whole(self) -> bool:
@@ -326,9 +327,6 @@ class PPO(Online):
     def values(self, out: Any) -> dict[str, Array]:
         """See Online."""
         return {"old_values": out.extra[VALUE][..., 0]}
-
-
-AnyOnline = GRPO | RLOO | PPO
 
 
 def grouped(group: int) -> list[str]:

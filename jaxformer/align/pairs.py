@@ -7,10 +7,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from jaxformer.align.exchange import Asked, exchange, is_conversation
+from jaxformer.align.exchange import Asked, exchange
 from jaxformer.text.prepare import Example
 from jaxformer.text.records import Document
 from jaxformer.text.tokenizer import Tokenizer
+from jaxformer.text.turns import is_conversation
 
 logger = logging.getLogger(__name__)
 

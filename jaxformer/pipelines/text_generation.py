@@ -51,10 +51,10 @@ class TextGeneration(Writing):
     def __call__(self, inputs: Any, **options: Any) -> list[Any]:
         """See the class."""
         asked = self.asked(options)
-        alone = isinstance(inputs, str) or is_chat(inputs)
+        alone = isinstance(inputs, str) or turns.is_conversation(inputs)
         given: list[Any] = [inputs] if alone else listed(inputs, ())[0]
         for i, each in enumerate(given):
-            if not isinstance(each, str) and not is_chat(each):
+            if not isinstance(each, str) and not turns.is_conversation(each):
                 raise TypeError(
                     f"{self.task}: expected texts, or chats of {{'role': ..., 'content': ...}}, found as input {i}: "
                     f"{each!r:.60}"
@@ -104,15 +104,6 @@ class TextGeneration(Writing):
         if goes_on(given, asked):
             return [*given[:-1], {"role": given[-1]["role"], "content": given[-1]["content"] + new}]
         return [*given, {"role": "assistant", "content": new}]
-
-
-def is_chat(given: Any) -> bool:
-    """Whether this is a list of messages, at least one."""
-    return (
-        isinstance(given, list | tuple)
-        and bool(given)
-        and all(isinstance(each, Mapping) and {"role", "content"} <= each.keys() for each in given)
-    )
 
 
 def goes_on(chat: Chat, asked: TextOptions) -> bool:

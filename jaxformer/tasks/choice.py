@@ -13,7 +13,7 @@ from jaxformer import losses, scores
 from jaxformer.config import ModelConfig
 from jaxformer.losses import MASKED, Metrics
 from jaxformer.nn.model import Model, Output
-from jaxformer.objective import computed, decoder_start, means, needs, run, too_long, variables, with_aux
+from jaxformer.objective import computed, decoder_start, means, needs, run, too_long, unembedded, variables, with_aux
 from jaxformer.tasks import labels as shared
 from jaxformer.text.index import stack
 from jaxformer.text.prepare import Example, Store
@@ -186,9 +186,7 @@ def _log_probs(
         start = decoder_start(model)
         given["decoder_tokens"] = jnp.pad(flat["targets"][:, :-1], ((0, 0), (1, 0)), constant_values=start)
     out = run(model, held, key, train, **given)
-    hidden = model.apply(held, out.hidden, method="transform")
-    unembed = model.apply(held, method="unembedding")
-    found = losses.token_log_probs(hidden, unembed, flat["targets"])  # type: ignore[arg-type]
+    found = losses.token_log_probs(*unembedded(model, held, out), flat["targets"])
     shape = batch["tokens"].shape[:2]
     sums, sizes = ((x * flat["scored"]).sum(-1).reshape(shape) for x in (found, jnp.ones_like(found)))
     return jnp.where(sizes > 0, sums, MASKED), sizes, out

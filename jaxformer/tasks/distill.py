@@ -10,8 +10,8 @@ from jax.sharding import Mesh
 
 from jaxformer.config import ModelConfig
 from jaxformer.losses import Metrics, cross_entropy, distillation
-from jaxformer.nn.model import Model, Output
-from jaxformer.objective import needs, run, too_long, variables, with_aux
+from jaxformer.nn.model import Model
+from jaxformer.objective import needs, run, too_long, unembedded, variables, with_aux
 from jaxformer.source import from_pretrained
 from jaxformer.tasks.causal_lm import CausalLM
 from jaxformer.text.prepare import Example, Store
@@ -99,9 +99,9 @@ class Distill:
             held = variables(params, frozen)
             given = {name: batch[name][:, :-1] for name in ("tokens", "segments", "positions")}
             out = run(model, held, key, train, **given)
-            ours = _unembedded(model, held, out)
+            ours = unembedded(model, held, out)
             its = {"params": teacher.params}
-            theirs = _unembedded(teacher.model, its, run(teacher.model, its, key, False, **given))
+            theirs = unembedded(teacher.model, its, run(teacher.model, its, key, False, **given))
             targets, weights = batch["tokens"][:, 1:], batch["weights"]
             loss, metrics = cross_entropy(*ours, targets, weights)
             divergence, more = distillation(*ours, *theirs, weights, temperature=self.temperature)
@@ -113,11 +113,6 @@ class Distill:
     def metrics(self, sums: Mapping[str, tuple[Any, float]], size: int) -> dict[str, float]:
         """Those of CausalLM, the divergence from the teacher in nats a token, and how often both agree."""
         return CausalLM().metrics(sums, size)
-
-
-def _unembedded(model: Model, held: Mapping[str, Any], out: Output) -> tuple[Array, Any]:
-    """What a loss over the vocabulary takes of a model: (hidden [B, T, D], unembed)."""
-    return model.apply(held, out.hidden, method="transform"), model.apply(held, method="unembedding")  # type: ignore[return-value]
 
 
 def _other_tokens(ours: Tokenizer, theirs: Tokenizer) -> list[str]:

@@ -19,6 +19,15 @@ Write = Callable[[Messages, bool], str]
 """(messages, whether the beginning of an answer is to follow) -> their text."""
 
 
+def is_conversation(value: Any) -> bool:
+    """Whether this is a list of messages, at least one."""
+    return (
+        isinstance(value, list | tuple)
+        and bool(value)
+        and all(isinstance(each, Mapping) and {"role", "content"} <= each.keys() for each in value)
+    )
+
+
 def writer(tokenizer: Tokenizer, template: str) -> Write:
     """How a chat template writes messages, so that `encode` gives the template's special tokens for themselves."""
     template = marked(tokenizer, template)

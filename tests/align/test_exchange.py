@@ -1,7 +1,5 @@
 """What was asked and what was answered, as ids."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
@@ -92,4 +90,3 @@ def test_an_empty_prompt_wants_a_start_token(tokenizer):
 
     with pytest.raises(ValueError, match="no start token"):
         prompt_of(Startless(tokenizer, Template()), "", encoder=False)
-    assert dataclasses.is_dataclass(Template)

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxformer import lora, sharding, tree
+from jaxformer import lora, tree
 from jaxformer.align import Prefer, answers, preference
 from jaxformer.align.dpo import WITHOUT_REFERENCE, Reference, reference_log_probs
 from jaxformer.objective import ADAPTER, BEGINNING
@@ -240,4 +240,3 @@ def test_every_parameter_of_a_policy_is_trained(policy, batch):
     _, _, pull = valued(task, model, params, {BEGINNING: params}, batch(task, RECORDS, 24))
     still = [path for path, leaf in tree.flatten(pull).items() if not np.abs(leaf).max()]
     assert not still
-    assert sharding.abstract_params(model)
