@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 
 from jaxformer.config import LearnedConfig
 from jaxformer.nn.model import Model
-from jaxformer.text import chat
 from jaxformer.text.tokenizer import Tokenizer
+from jaxformer.text.turns import encode, writer
 
 Message = dict[str, str]
 
@@ -41,11 +41,14 @@ class Conversation:
         """(ids by the tokenizer's own template, how many of the oldest messages were left out).
 
         Left out, a question with its answer at a time, is what does not fit the context beside `room` tokens of an
-        answer. Raises ValueError where the last question does not fit by itself.
+        answer. Raises ValueError where the last question does not fit by itself, and without a template.
         """
+        if self.tokenizer.chat_template is None:
+            raise ValueError("this tokenizer has no chat template: nothing says how messages are written")
+        write = writer(self.tokenizer, self.tokenizer.chat_template)
         starts = [i for i, message in enumerate(self.messages) if message["role"] == "user"]
         for start in starts:
-            ids = self.tokenizer.encode(chat.prompt(self.tokenizer, self._first() + self.messages[start:]))
+            ids = encode(self.tokenizer, write(self._first() + self.messages[start:], True))
             if self.context is None or len(ids) + room <= self.context:
                 return ids, start
         raise ValueError(

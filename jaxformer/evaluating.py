@@ -83,13 +83,15 @@ class Evaluator:
         return evaluate.evaluate(self.eval_step, trained, self.start.frozen, placed)
 
     def _drawn(self, batch: Batch, trained: Any) -> evaluate.Sums:
-        """What the likeliest answers to prompts are worth; the loss is what they fall short of 0."""
+        """What an answer to each prompt is worth; the loss is what they fall short of 0."""
+        task = self.experiment.task
         assert self.roller is not None
+        assert isinstance(task, Online)
         real = [prompt for prompt in batch["prompt"] if prompt]
         prompts = real + real[-1:] * (len(batch["prompt"]) - len(real))
         key = stream_key(self.experiment.seed, EVALUATION, 0)
         held = self.start.variables(trained)
-        found = self.roller(held, prompts, batch["weights"], 1, 0.0, key).values()
+        found = self.roller(held, prompts, batch["weights"], 1, task.held_out_temperature, key).values()
         total, weight = found["reward"]
         return {"loss": (-total, weight)} | found
 

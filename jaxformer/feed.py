@@ -1,11 +1,15 @@
 """What a run learns from and is judged by: documents made into examples, these into rows and batches."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxformer import codec
+from jax.sharding import Mesh
+
+from jaxformer import codec, sharding
+from jaxformer.align.online import Online
 from jaxformer.experiment import Experiment
 from jaxformer.starting import Start
 from jaxformer.text import mixture, prepare
@@ -15,6 +19,17 @@ from jaxformer.text.prepare import Store
 from jaxformer.text.records import Document
 from jaxformer.text.rows import MixedRows
 from jaxformer.train.progress import TrainingProgress
+
+
+def check_rows(experiment: Experiment, mesh: Mesh) -> None:
+    """Raises ValueError where the rows of a batch cannot be shared evenly by the devices."""
+    sharing, task = math.prod(mesh.shape[axis] for axis in sharding.BATCH), experiment.task
+    rows = experiment.rows * task.group // task.minibatches if isinstance(task, Online) else experiment.rows
+    if rows // experiment.accumulate % sharing:
+        raise ValueError(
+            f"rows {rows} in {experiment.accumulate} microbatches cannot be shared evenly by the {sharing}"
+            f" devices of mesh {' x '.join(sharding.BATCH)}: change rows, accumulate or the mesh"
+        )
 
 
 @dataclass(frozen=True)
@@ -52,7 +67,8 @@ def make_feed(experiment: Experiment, corpora: Sequence[Corpus], start: Start, s
         given = None if None in weights else weights
         shares = mixture.shares([len(store) for store in stores], given, e.data.temperature, e.data.limit)
         rows = MixedRows(parts, shares, e.seed)
-    return Feed(Batches(rows, e.rows), make_held_out(e, corpora, start, say, folder))
+    rounds = e.task.rounds if isinstance(e.task, Online) else 1
+    return Feed(Batches(rows, e.rows * rounds), make_held_out(e, corpora, start, say, folder))
 
 
 def make_held_out(

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import math
 import shutil
 import signal
 import threading
@@ -23,7 +22,7 @@ from jaxformer.align.learner import Learner
 from jaxformer.align.online import Online
 from jaxformer.evaluating import Evaluator, compiler_options
 from jaxformer.experiment import CHANGEABLE, Experiment
-from jaxformer.feed import Feed, make_feed
+from jaxformer.feed import Feed, check_rows, make_feed
 from jaxformer.generation import Sample, generate
 from jaxformer.nn.model import Model
 from jaxformer.objective import ADAPTER
@@ -33,9 +32,10 @@ from jaxformer.text.corpus import Corpus, open_corpora
 from jaxformer.text.files import read_json, write_json
 from jaxformer.text.index import prefetch
 from jaxformer.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from jaxformer.text.turns import begun
 from jaxformer.train.checkpoint import Checkpoints
 from jaxformer.train.loop import Rhythm, Values, run
-from jaxformer.train.metrics import MetricsLog
+from jaxformer.train.metrics import MetricsLog, shares
 from jaxformer.train.progress import TrainingProgress
 from jaxformer.train.run_folder import RunFolder
 from jaxformer.train.state import ROLLOUT, TrainState, stream_key
@@ -53,7 +53,8 @@ class Run:
     """What `fit` leaves in memory; the rest is in `folder`."""
 
     folder: Path
-    model: Model
+    start: Start
+    """What it began with, and what does not move."""
     state: TrainState
     tokenizer: Tokenizer | None
     evaluation: Values
@@ -62,9 +63,18 @@ class Run:
     """False where a signal stopped it before its last step."""
 
     @property
+    def model(self) -> Model:
+        """As it is published: without heads that helped in training alone."""
+        return self._published[0]
+
+    @property
     def params(self) -> Any:
-        """The parameters to use: their moving average where the optimizer kept one."""
-        return averaged(self.state)
+        """All parameters to use, an adapter merged into them; their moving average where the optimizer kept one."""
+        return self._published[1]
+
+    @functools.cached_property
+    def _published(self) -> tuple[Model, Any]:
+        return self.start.published(averaged(self.state))
 
 
 def fit(
@@ -166,7 +176,7 @@ class Fitter:
                 interrupted = stop.is_set() and not rhythm.is_over(int(state.step), history)
             if interrupted:
                 self.say.notice(f"stopped at step {int(state.step)} of {e.steps}; the same line goes on from there")
-                return Run(self.folder, self.model, state, self.tokenizer, {}, False)
+                return Run(self.folder, self.start, state, self.tokenizer, {}, False)
             if e.patience is not None and (best := self.checkpoints.best()) is not None:
                 state = self.checkpoints.restore(self.abstract(), best)[0]
             return self._finish(self._mean(state) if e.average > 1 else state)
@@ -176,7 +186,9 @@ class Fitter:
         e, spent = self.experiment, {}
         tokens = float(e.rows * e.length)
         if isinstance(self.step, Learner):
-            tokens, spent = values["answer_tokens"] * e.rows * self.step.task.group, self.step.seconds.pop(step)
+            answers = e.rows * self.step.task.group * values.get("rounds", 1.0)
+            tokens, spent = values["answer_tokens"] * answers, self.step.seconds.pop(step)
+            seconds = sum(spent.values())  # such a step waits for itself, and the loop looks at it one step later
         values = values | {"learning_rate": float(self.rates[step - 1])}
         self.log.write(step, values, {"seconds": seconds, "tokens_per_second": tokens / seconds} | spent)
         self.say.step(step, values["loss"], tokens, seconds, values.get("reward"))
@@ -214,14 +226,16 @@ class Fitter:
             trained = averaged(state)
             values = self.evaluator.values(trained, stride=e.evaluation_stride)
             result = {"step": int(state.step), "evaluation": self.evaluator.scores(trained) | values}
-            result |= {"compressors": self.marks}
+            result |= {"compressors": self.marks} | ({"time": spent} if (spent := shares(self.log.lines())) else {})
             self._publish(state)
             self.log.draw()
             self.say.result(result["evaluation"], self.marks)
+            if spent:
+                self.say.notice(f"time: {', '.join(f'{name} {share:.0%}' for name, share in spent.items())}")
             for text in self._completions(state):
                 self.say.completion(*text)
             write_json(file, result)
-        return Run(self.folder, self.model, state, self.tokenizer, result["evaluation"], True)
+        return Run(self.folder, self.start, state, self.tokenizer, result["evaluation"], True)
 
     def _publish(self, state: TrainState) -> None:
         """Write model/, and adapter/ where one was trained: an adapter is merged into the model as it was held.
@@ -246,7 +260,7 @@ class Fitter:
             return
         params = self.start.whole(averaged(state))
         for number, prompt in enumerate(e.prompts):
-            ids = tokenizer.encode(prompt)
+            ids = begun(tokenizer, tokenizer.encode(prompt))
             key = jax.random.fold_in(stream_key(e.seed, ROLLOUT, 0), number)
             eos = () if tokenizer.eos is None else tokenizer.eos
             out = generate(self.model, params, [ids], e.prompt_tokens, strategy=SAMPLING, eos=eos, key=key)
@@ -321,17 +335,6 @@ def averaged(state: TrainState) -> Any:
     return state.params if average is None else average
 
 
-def check_rows(experiment: Experiment, mesh: Mesh) -> None:
-    """Raises ValueError where the rows of a batch cannot be shared evenly by the devices."""
-    sharing, task = math.prod(mesh.shape[axis] for axis in sharding.BATCH), experiment.task
-    rows = experiment.rows * task.group // task.minibatches if isinstance(task, Online) else experiment.rows
-    if rows // experiment.accumulate % sharing:
-        raise ValueError(
-            f"rows {rows} in {experiment.accumulate} microbatches cannot be shared evenly by the {sharing}"
-            f" devices of mesh {' x '.join(sharding.BATCH)}: change rows, accumulate or the mesh"
-        )
-
-
 def _tokenizer(
     experiment: Experiment, found: source.Loaded | None, corpora: list[Corpus], folder: Path, say: TrainingProgress
 ) -> Tokenizer | None:
@@ -355,7 +358,8 @@ def _trained_tokenizer(experiment: Experiment, corpora: list[Corpus], say: Train
         return None
     specials = tuple(dict.fromkeys((*experiment.tokenizer.specials, *experiment.task.specials)))
     with say.busy(f"training a tokenizer on {sum(map(len, texts)) / 1e6:.1f} M characters"):
-        return train_tokenizer(dataclasses.replace(experiment.tokenizer, specials=specials), texts)
+        tokenizer = train_tokenizer(dataclasses.replace(experiment.tokenizer, specials=specials), texts)
+    return starting.taught(tokenizer, experiment)
 
 
 def _compressors(corpora: list[Corpus], folder: Path, say: TrainingProgress) -> Values:

@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from jax import Array
 from jax.sharding import Mesh
 
@@ -27,6 +28,14 @@ BEGINNING = "beginning"
 """Where the first values of what is trained stand in `frozen`, for tasks that are Anchored."""
 LOAD_BALANCE, ROUTER_Z = 1e-2, 1e-3
 """What a mixture's routers weigh in the loss (Fedus et al., 2021, section 2.2; Zoph et al., 2022, section 3.2)."""
+
+
+@struct.dataclass
+class FrozenModel:
+    """A model beside the one that is trained, such as a teacher: its parameters are an argument of each step."""
+
+    params: Any
+    model: Model = struct.field(pytree_node=False)
 
 
 class Task(Protocol):
@@ -102,6 +111,16 @@ class Naming(Protocol):
 
     def card(self, card: Card) -> Card:
         """The model's card with these names."""
+        ...
+
+
+@runtime_checkable
+class Talking(Protocol):
+    """What a task also has that may write messages in a way of its own."""
+
+    @property
+    def template(self) -> str:
+        """Chat template in place of the tokenizer's, with which it is then published; empty: the tokenizer's."""
         ...
 
 

@@ -15,8 +15,8 @@ from jaxformer.align.learner import Learner
 from jaxformer.align.rollout import Rollout
 from jaxformer.evaluating import recorded
 from jaxformer.experiment import CHANGEABLE, Experiment
-from jaxformer.feed import make_feed
-from jaxformer.fitting import Fitter, check_rows, reopened
+from jaxformer.feed import check_rows, make_feed
+from jaxformer.fitting import Fitter, reopened
 from jaxformer.text.corpus import open_corpora
 from jaxformer.text.tokenizer import Tokenizer
 from jaxformer.train.checkpoint import Checkpoints
@@ -86,7 +86,7 @@ def replay(experiment: Experiment, step: int, *, progress: bool = True) -> Repla
             batch = next(batches)
             # Before the step, which gives the state's buffers away
             if isinstance(fitter.step, Learner):
-                norms, rows = {}, _answers(fitter.step.rolled(state.params, start.frozen, batch, step - 1), batch)
+                norms, rows = {}, _answers(fitter.step.rolled(state.params, start.frozen, batch, step - 1))
             else:
                 norms = _norms(e, fitter, state, batch)
                 rows = _texts(feed.batches.batch(step - 1), start.tokenizer)
@@ -96,7 +96,7 @@ def replay(experiment: Experiment, step: int, *, progress: bool = True) -> Repla
 
 
 def _recorded(experiment: Experiment) -> Experiment:
-    """The experiment as its run records it. Raises ValueError where the run is another one's."""
+    """The experiment as its run records it. Raises ValueError where the run is another one's, or cannot run here."""
     found = recorded(experiment.path)
     old, new = (tree.flatten(codec.to_json(e)) for e in (found, experiment))
     fixed = [path for path in old | new if not any(tree.matches(pattern, path) for pattern in CHANGEABLE)]
@@ -104,7 +104,7 @@ def _recorded(experiment: Experiment) -> Experiment:
     if wrong:
         lines = [f"  - {path.replace('/', '.')}: {old.get(path)} -> {new.get(path)}" for path in sorted(wrong)]
         raise ValueError(f"{experiment.path} belongs to another experiment:\n" + "\n".join(lines))
-    return replace(found, name=experiment.name, folder=experiment.folder, mesh=experiment.mesh)
+    return replace(found, name=experiment.name, folder=experiment.folder, mesh=experiment.mesh).validate()
 
 
 def _before(fitter: Fitter, step: int) -> TrainState:
@@ -132,9 +132,8 @@ def _norms(e: Experiment, fitter: Fitter, state: TrainState, batch: Any) -> dict
     return dict(sorted(found.items(), key=lambda item: -np.nan_to_num(item[1], nan=np.inf)))
 
 
-def _answers(rollout: Rollout, batch: Mapping[str, np.ndarray]) -> list[dict[str, str]]:
-    group = len(rollout.texts) // len(batch["prompt"])
-    asked = [prompt.asked for prompt in batch["prompt"] for _ in range(group)]
+def _answers(rollout: Rollout) -> list[dict[str, str]]:
+    asked = [prompt.asked for prompt in rollout.prompts for _ in range(rollout.group)]
     rewards = rollout.rows["rewards"].tolist()
     return [
         {"prompt": str(prompt), "answer": text, "reward": f"{worth:.4f}"}

@@ -16,6 +16,7 @@ from jaxformer.align.online import Online
 from jaxformer.config import Card, LearnedConfig, ModelConfig
 from jaxformer.experiment import Experiment
 from jaxformer.nn.model import Model
+from jaxformer.text import chat
 from jaxformer.text.tokenizer import Tokenizer
 from jaxformer.train.state import INIT, stream_key
 
@@ -76,7 +77,13 @@ def loaded(experiment: Experiment, mesh: Mesh) -> source.Loaded | None:
     stored = "float32" if e.adapter is None else None
     model, params, tokenizer = source.from_pretrained(e.start, head=e.task.head, dtype=stored, mesh=mesh)
     e.check_model(model.config)
-    return model, params, tokenizer
+    return model, params, None if tokenizer is None else taught(tokenizer, e)
+
+
+def taught(tokenizer: Tokenizer, experiment: Experiment) -> Tokenizer:
+    """The tokenizer to publish with the model: with the chat template of the experiment's task, if it has one."""
+    task = experiment.task
+    return chat.taught(tokenizer, task.template) if isinstance(task, objective.Talking) else tokenizer
 
 
 def begin(experiment: Experiment, found: source.Loaded | None, tokenizer: Tokenizer | None, mesh: Mesh) -> Start:
@@ -87,7 +94,7 @@ def begin(experiment: Experiment, found: source.Loaded | None, tokenizer: Tokeni
         model, params = _model(e, e.model, _card(e, e.model, tokenizer)), None
         shapes = sharding.abstract_params(model)
     else:
-        model, params = _helped(e, _model(e, found[0].config, found[0].card), found[1])
+        model, params = _helped(e, _model(e, found[0].config, found[0].card), found[1], mesh)
         shapes = params
     helpers = tuple(head.name for head in e.task.heads) if isinstance(e.task, objective.Headed) else ()
     beside = dict(e.task.frozen(model, tokenizer, mesh)) if isinstance(e.task, objective.Besides) else {}
@@ -114,13 +121,15 @@ def rule(experiment: Experiment, half: bool) -> optax.GradientTransformation:
     return learner.optimizer(e.task, made) if isinstance(e.task, Online) else made
 
 
-def _helped(e: Experiment, model: Model, params: dict[str, Any]) -> tuple[Model, dict[str, Any]]:
-    """The model with the heads that its task wants beside its own, all zeros."""
+def _helped(e: Experiment, model: Model, params: dict[str, Any], mesh: Mesh) -> tuple[Model, dict[str, Any]]:
+    """The model with the heads that its task wants beside its own, all zeros, on the mesh."""
     if not isinstance(e.task, objective.Headed) or not e.task.heads:
         return model, params
     model = model.clone(config=dataclasses.replace(model.config, extra=(*model.config.extra, *e.task.heads)))
-    drawn = sharding.abstract_params(model)["heads"]
-    new = {head.name: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), drawn[head.name]) for head in e.task.heads}
+    drawn = sharding.abstract_params(model)
+    zeros = lambda x, home: jnp.zeros(x.shape, x.dtype, device=home)
+    all_heads = jax.tree.map(zeros, drawn["heads"], sharding.shardings(mesh, drawn)["heads"])
+    new = {head.name: all_heads[head.name] for head in e.task.heads}
     return model, tree.merge(params, {"heads": new})
 
 

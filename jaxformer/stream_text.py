@@ -8,6 +8,7 @@ from jax import Array
 from jaxformer.generation import Greedy, Past, Strategy, stream_tokens
 from jaxformer.nn.model import Model
 from jaxformer.text.tokenizer import Tokenizer
+from jaxformer.text.turns import begun
 
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 """What a tokenizer writes for bytes that are no whole character, or none yet."""
@@ -29,16 +30,17 @@ def stream(
 ) -> Iterator[str]:
     """Give what follows the prompt, in pieces of whole characters.
 
-    `prompt`: a text, taken as the tokenizer encodes it, without special tokens (an empty one becomes the
-    start token); or ids. `eos`: None takes the ids of the model's card, else the tokenizer's. All else as
-    `generate`. Prompt and pieces together are `tokenizer.decode` of the prompt's ids and the new ones, up to the
-    first that is complete of the strings in `stop`, and without it: what may be the beginning of one is held back.
+    `prompt`: a text, behind what the tokenizer puts before one (an empty one becomes the start token); or ids.
+    `eos`: None takes the ids of the model's card, else the tokenizer's. All else as `generate`.
+
+    Prompt and pieces together are `tokenizer.decode` of the prompt's ids and the new ones, up to the first that is
+    complete of the strings in `stop`, and without it: what may be the beginning of one is held back.
     """
     stop = [stop] if isinstance(stop, str) else list(stop)
     if not all(stop):
         raise ValueError(f"stop strings are {stop}: give one character or more in each")
     if isinstance(prompt, str):
-        prompt = tokenizer.encode(prompt) or [id for id in (tokenizer.bos,) if id is not None]
+        prompt = begun(tokenizer, tokenizer.encode(prompt))
     if eos is None:
         eos = model.card.special("eos") or tuple(id for id in (tokenizer.eos,) if id is not None)
     given = {"strategy": strategy, "eos": eos, "key": key, "adapter": adapter, "prefix": prefix, "past": past}

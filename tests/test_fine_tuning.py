@@ -13,7 +13,7 @@ from jaxformer.fitting import fit
 from jaxformer.lora import LoraConfig
 from jaxformer.optimizer import OptimizerConfig
 from jaxformer.source import from_pretrained, load_adapter
-from jaxformer.tasks import Seq2Seq
+from jaxformer.tasks import Instruct, Seq2Seq
 from jaxformer.testing import SENTENCES, tiny_models
 from jaxformer.text.corpus import DataConfig
 from jaxformer.text.mixture import Part
@@ -60,6 +60,16 @@ def test_a_run_goes_on_from_another_model_with_its_tokenizer(first, tmp_path):
     assert all(np.abs(before[path] - after[path]).max() > 0 for path in before)
 
 
+def test_a_model_is_published_with_the_chat_template_that_it_was_taught_by(first, tmp_path):
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    talk = [{"role": "user", "content": "well?"}, {"role": "assistant", "content": "well."}]
+    records = [{"messages": [*talk, {"role": "assistant", "content": str(i)}]} for i in range(12)]
+    assert from_pretrained(first.folder)[2].chat_template is None
+    run = fit(tuned(first, tmp_path, task=Instruct(template=template), length=64), records, progress=False)
+    for folder in (run.folder, run.folder / "model"):
+        assert from_pretrained(folder)[2].chat_template == template
+
+
 def test_what_is_frozen_does_not_move_and_the_rest_does(first, tmp_path):
     frozen = ("embed/**", "**/attention/**")
     other = fit(tuned(first, tmp_path, freeze=frozen), TEXTS, progress=False)
@@ -76,6 +86,8 @@ def test_an_adapter_alone_moves_and_is_merged_into_what_is_published(first, tmp_
     other = fit(experiment, TEXTS, progress=False)
     assert {path.split("/")[0] for path in tree.flatten(other.state.params)} == {"lora"}
     before, after = leaves(first.params), leaves(from_pretrained(other.folder)[1])
+    in_memory = leaves(other.params)  # what fit gives back is whole, too
+    assert all(np.array_equal(after[path], in_memory[path]) for path in after)
     moved = {path for path in before if np.abs(before[path] - after[path]).max() > 1e-2}
     assert moved == {path for path in before if "/attention/" in path and path.endswith("kernel")}
     if bits is None:  # else what it is read into is not what it was trained beside

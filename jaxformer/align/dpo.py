@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jax import Array
 from jax.sharding import Mesh
 
@@ -18,7 +17,7 @@ from jaxformer.align.pairs import NUMBERS, SIDES, Pairs, bits, fitting, real
 from jaxformer.config import ModelConfig
 from jaxformer.losses import Metrics
 from jaxformer.nn.model import Model
-from jaxformer.objective import beginning, computed, means, needs, too_long, variables, with_aux
+from jaxformer.objective import FrozenModel, beginning, computed, means, needs, too_long, variables, with_aux
 from jaxformer.source import from_pretrained
 from jaxformer.text.index import stack
 from jaxformer.text.prepare import Example, Store
@@ -28,14 +27,6 @@ from jaxformer.text.tokenizer import Tokenizer
 from jaxformer.train.step import LossFn
 
 WITHOUT_REFERENCE = ("simpo", "orpo")
-
-
-@struct.dataclass
-class Reference:
-    """A model that the policy is compared with: its parameters are an argument of each step."""
-
-    params: Any
-    model: Model = struct.field(pytree_node=False)
 
 
 @dataclass(frozen=True)
@@ -100,7 +91,7 @@ class Prefer(Pairs):
         return found
 
     def frozen(self, model: Model, tokenizer: Tokenizer | None, mesh: Mesh) -> dict[str, Any]:
-        """{"reference": Reference} on the mesh, where one is named. Raises ValueError where it cannot be compared."""
+        """{"reference": FrozenModel} on the mesh, where one is named. Raises ValueError where it is no such."""
         if not self.reference:
             return {}
         found, params, its_tokenizer = from_pretrained(self.reference, mesh=mesh)
@@ -111,7 +102,7 @@ class Prefer(Pairs):
         if wrong:
             listed = "\n".join(f"  - {line}" for line in wrong)
             raise ValueError(f"task.reference {self.reference} cannot be compared with this model:\n{listed}")
-        return {"reference": Reference(params, found)}
+        return {"reference": FrozenModel(params, found)}
 
     def fields(self, vocab: int) -> dict[str, int]:
         """Those of pairs, and what a reference said of each answer."""

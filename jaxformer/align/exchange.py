@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxformer.text.rows import Row, padded
 from jaxformer.text.tokenizer import Tokenizer
-from jaxformer.text.turns import begin, conversations, encode, ended, is_conversation, writer
+from jaxformer.text.turns import begin, begun, conversations, encode, ended, is_conversation, writer
 
 Asked = str | Sequence[Mapping[str, Any]]
 """A text that is to go on, or be answered by a model with an encoder; or messages, which an assistant answers."""
@@ -33,7 +33,7 @@ def prompt_of(tokenizer: Tokenizer, asked: Asked, *, encoder: bool, template: st
         return np.array([*ids, *_eos(tokenizer)] if encoder else ids, np.int32)
     if encoder:
         return ended(tokenizer, asked)
-    return np.array(_framed(tokenizer, tokenizer.encode(asked)), np.int32)
+    return np.array(begun(tokenizer, tokenizer.encode(asked)), np.int32)
 
 
 def exchange(
@@ -56,7 +56,7 @@ def exchange(
     assert isinstance(asked, str)
     ids = tokenizer.encode(asked + answer)
     start = begin(tokenizer, ids, asked + answer, asked)
-    return Exchange(np.array(_framed(tokenizer, ids[:start]), np.int32), np.array([*ids[start:], *last], np.int32))
+    return Exchange(np.array(begun(tokenizer, ids[:start]), np.int32), np.array([*ids[start:], *last], np.int32))
 
 
 def row(found: Exchange, prompt_length: int, answer_length: int) -> Row:
@@ -88,17 +88,6 @@ def _messages(asked: Asked) -> list[Mapping[str, Any]]:
     if not is_conversation(asked):
         raise ValueError(f'expected a text, or messages with "role" and "content", found {asked!r:.100}')
     return [*asked]
-
-
-def _framed(tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
-    """The ids behind what the tokenizer puts before a text: what it puts behind one would end it."""
-    mark = -1  # no token
-    before = (around := tokenizer.template([mark])[0])[: around.index(mark)]
-    if found := [*before, *ids]:
-        return found
-    if tokenizer.bos is None:
-        raise ValueError("a prompt is empty, and this tokenizer has no start token")
-    return [tokenizer.bos]
 
 
 def _eos(tokenizer: Tokenizer) -> list[int]:

@@ -16,7 +16,7 @@ from jax import Array
 
 from jaxformer.align.advantage import adapted
 from jaxformer.align.online import PPO, Online
-from jaxformer.align.rollout import Roller, Rollout
+from jaxformer.align.rollout import Roller, Rollout, joined
 from jaxformer.losses import Metrics
 from jaxformer.nn.model import Model
 from jaxformer.objective import variables
@@ -40,11 +40,12 @@ def is_adaptive(task: Online) -> bool:
 
 
 class Learner:
-    """step(state, frozen, batch) -> (state, metrics), as the loop takes it; batch: `prompt`, `weights` [prompts].
+    """step(state, frozen, batch) -> (state, metrics), as the loop takes it; batch: `prompt`, `weights`, those of each
+    round of the task behind those of the one before.
 
     The state counts one step for all updates. What an interrupted run had drawn since its last checkpoint is drawn
     anew, and equally: all that is random comes of the step's number. `seconds` tells by the number of a step how long
-    its rollout, its rewards and its updates took.
+    its rollouts, its rewards and its updates took.
     """
 
     def __init__(
@@ -70,7 +71,10 @@ class Learner:
     def __call__(self, state: TrainState, frozen: Any, batch: Mapping[str, np.ndarray]) -> tuple[TrainState, Metrics]:
         """See the class."""
         number = int(state.step)
-        rollout = self.rolled(state.params, frozen, batch, number)
+        drawn = self.rolled(state.params, frozen, batch, number)
+        rollout, values = self.kept(drawn, len(batch["prompt"]) // self.task.rounds), drawn.values()
+        if self.task.rounds > 1:
+            values["rounds"] = float(len(drawn.prompts)), float(len(rollout.prompts))
         begun = time.perf_counter()
         weight = held_number(state.opt_state) if is_adaptive(self.task) else jnp.float32(self.task.beta)
         rows = self.place({name: rollout.rows[name] for name in READ})
@@ -78,16 +82,29 @@ class Learner:
         state, learned = self.learned(state, frozen, rows, self._order(number, len(rollout.texts)), metrics)
         jax.block_until_ready(learned)
         self.seconds[number + 1] = rollout.seconds | {"learning": time.perf_counter() - begun}
-        return state, rollout.values() | metrics | learned
+        return state, values | metrics | learned
 
     def rolled(self, params: Any, frozen: Any, batch: Mapping[str, np.ndarray], number: int) -> Rollout:
-        """The rollout of a step."""
-        held, key = variables(params, frozen), stream_key(self.seed, ROLLOUT, number)
-        given = [*batch["prompt"]], batch["weights"], self.task.group, self.task.temperature
-        return self.roller(held, *given, key)
+        """All that a step draws: one round after the other, until enough prompts are telling or none is left."""
+        held, key, task = variables(params, frozen), stream_key(self.seed, ROLLOUT, number), self.task
+        found = list[Rollout]()
+        rows = len(batch["prompt"]) // task.rounds
+        for first in range(0, len(batch["prompt"]), rows):
+            prompts, weights = (batch[name][first : first + rows] for name in ("prompt", "weights"))
+            now = jax.random.fold_in(key, first) if first else key
+            found.append(self.roller(held, [*prompts], weights, task.group, task.temperature, now))
+            if sum(each.telling.sum() for each in found) >= rows:
+                break
+        return joined(found)
+
+    def kept(self, drawn: Rollout, rows: int) -> Rollout:
+        """What is learned from: of what was drawn, as it stands there, those that are telling come first."""
+        return drawn.of(np.sort(np.argsort(~drawn.telling, kind="stable")[:rows]))
 
     def _order(self, number: int, count: int) -> np.ndarray:
-        """Which answers each update is of: int [U, B / minibatches], in each epoch all of them."""
+        """Which answers each update is of: int [U, B / minibatches]. In each epoch all of them, dealt out one by
+        one, whichever prompt they are to: what an answer is worth beside others is known by then.
+        """
         task, random = self.task, generator(self.seed, number, 0)
         if task.updates == 1:
             return np.arange(count)[None]
@@ -100,7 +117,7 @@ def prepared(
     """A rollout's rows with all that the loss compares with, computed in so many parts; and metrics of the rollout:
 
     "sampler_apart", the mean difference between the sampler's log-probability of a token and the trainer's own;
-    "divergence" from the beginning, in nats an answer; "surprise" -log p of a token; "telling" prompts.
+    "divergence" from the beginning, in nats an answer; "surprise" -log p of a token.
     """
     cut = {name: rows[name] for name in ("tokens", "mask", "answers", "written")}
     cut = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), cut)
@@ -119,10 +136,6 @@ def prepared(
         metrics["divergence"] = (task.divergence(whole).sum(1) * rows["weights"]).sum(), answers
     if is_adaptive(task):
         metrics["beta"] = weight, jnp.float32(1)
-    if task.group > 1:
-        kinds = rows["rewards"].reshape(-1, task.group)
-        differ = (kinds.max(1) > kinds.min(1)) * rows["weights"].reshape(-1, task.group)[:, 0]
-        metrics["telling"] = differ.sum(), answers / task.group
     return {name: x for name, x in whole.items() if name not in ("rewards", "drawn")}, metrics
 
 

@@ -15,10 +15,10 @@ import numpy as np
 from jax import Array
 
 from jaxformer.align import advantage, answers, policy, rewards
-from jaxformer.align.exchange import prompt_of
+from jaxformer.align.exchange import Asked, prompt_of
 from jaxformer.align.pairs import fitting
 from jaxformer.align.policy import Reduction
-from jaxformer.align.rewards import AnyReward
+from jaxformer.align.rewards import AnyReward, Record
 from jaxformer.align.rollout import Prompt
 from jaxformer.config import ExtraHeadConfig, ModelConfig
 from jaxformer.losses import Metrics
@@ -43,6 +43,8 @@ class Online:
     """What is rewarded: the weighted sum."""
     prompt: str = "prompt"
     """Field of a record with the prompt: a text, or messages with "role" and "content"."""
+    prefix: str = ""
+    """What stands before each prompt that is a text, as in Seq2Seq."""
     given: tuple[str, ...] = ()
     """Further fields of a record, for functions that reward."""
     template: str = ""
@@ -55,6 +57,8 @@ class Online:
     """Answers to each prompt."""
     temperature: float = 1.0
     """At which answers are drawn; the policy is what it then is."""
+    held_out_temperature: float = 0.0
+    """At which answers to held-out prompts are drawn; 0: the likeliest tokens."""
     epochs: int = 1
     """How often the answers of a step are learned from."""
     minibatches: int = 1
@@ -88,6 +92,11 @@ class Online:
         """Of a step."""
         return self.epochs * self.minibatches
 
+    @property
+    def rounds(self) -> int:
+        """Rollouts of a step at most: it is given so many times the experiment's `rows` of prompts."""
+        return 1
+
     def problems(self, model: ModelConfig, length: int) -> list[str]:
         """It needs a decoder, with or without an encoder, with positions for a row; and rewards."""
         longest = self.answer_length if self.encoder else length
@@ -97,6 +106,8 @@ class Online:
         found += [f"task.{name} is {value}: it must be above zero" for name, value in values.items() if value <= 0]
         if self.room(length) < 1:
             found.append(f"task.answer_length is {self.answer_length}: rows of {length} leave no room for prompts")
+        if self.held_out_temperature < 0:
+            found.append(f"task.held_out_temperature is {self.held_out_temperature}: make it at least 0")
         if self.beta < 0:
             found.append(f"task.beta is {self.beta}: make it at least 0")
         return found + rewards.problems(self.rewards)
@@ -113,11 +124,16 @@ class Online:
         """A prompt. Raises ValueError for a record that holds none."""
         assert tokenizer is not None
         try:
-            asked = document.record[self.prompt]
+            asked = self.asked(document.record)
             ids = prompt_of(tokenizer, asked, encoder=self.encoder, template=self.template)
         except ValueError as error:
             raise ValueError(f"{document.source}: {error}") from None
         yield {"prompt": ids, "record": np.frombuffer(json.dumps(document.record).encode(), np.uint8)}
+
+    def asked(self, record: Record) -> Asked:
+        """The prompt of a record."""
+        found: Asked = record[self.prompt]
+        return self.prefix + found if isinstance(found, str) else found
 
     def rows(self, store: Store, tokenizer: Tokenizer | None, length: int, seed: int | None) -> Rows:
         """A prompt a row: `prompt`, a Prompt, or 0 where it only fills a batch up, and `weights` ().
@@ -128,7 +144,7 @@ class Online:
         def make(examples: list[Example], random: np.random.Generator) -> Row:
             record = json.loads(examples[0]["record"].astype(np.uint8).tobytes())
             box = np.empty((), object)
-            box[()] = Prompt(np.asarray(examples[0]["prompt"], np.int32), record[self.prompt], record)
+            box[()] = Prompt(np.asarray(examples[0]["prompt"], np.int32), self.asked(record), record)
             return {"prompt": box, "weights": np.ones((), np.float32)}
 
         return BinRows(store, seed, make, fitting(store.lengths["prompt"], self.room(length), "prompts", "tokens"))
@@ -218,17 +234,27 @@ class GRPO(Online):
     sequence: bool = False
     """One ratio for a whole answer: GSPO (Zheng et al., 2025)."""
     telling: bool = False
-    """Prompts whose answers all gain the same do not count (the filter of Yu et al., 2025, section 3.2); none is
-    drawn in their place."""
+    """Prompts whose answers all gain the same do not count (dynamic sampling: Yu et al., 2025, section 3.2)."""
+    resample: int = 0
+    """Further rollouts of a step at most, until there are `rows` prompts that count. The step has its own prompts for
+    them, `rows` each: those that are not needed are passed over."""
 
     @property
     def whole(self) -> bool:
         """Whether a ratio is one of whole answers."""
         return self.sequence
 
+    @property
+    def rounds(self) -> int:
+        """Rollouts of a step at most."""
+        return 1 + self.resample
+
     def problems(self, model: ModelConfig, length: int) -> list[str]:
-        """Those of all, and a group of two at least."""
-        return super().problems(model, length) + grouped(self.group)
+        """Those of all, a group of two at least, and further rollouts only where there is a filter."""
+        found = super().problems(model, length) + grouped(self.group)
+        if self.resample < 0 or (self.resample and not self.telling):
+            found.append(f"task.resample is {self.resample}: at least 0, and above it with task.telling alone")
+        return found
 
     def credited(self, batch: Batch, coefficient: Array) -> dict[str, Array]:
         """See Online."""

@@ -41,6 +41,9 @@ class Reward(Pairs):
     center: float = 0.0
     """Weight of the squared sum of both rewards, which holds their mean at 0 (Eisenstein et al., 2023, section 2)."""
 
+    joined: bool = False
+    """An encoder reads prompt and answer as one text, of policies that go on from a text; else as a pair."""
+
     head: ClassVar[str] = f"{HEAD}:1"
 
     @property
@@ -58,6 +61,8 @@ class Reward(Pairs):
         if (model.encoder is not None) != self.encoder:
             is_now, wanted = ("has an", True) if model.encoder is not None else ("has no", False)
             found.append(f"task.encoder is {self.encoder}: the model {is_now} encoder; make it {wanted}")
+        if self.joined and not self.encoder:
+            found.append("task.joined is for encoders: a decoder always reads prompt and answer as one text")
         if not 0 <= self.label_smoothing < 0.5:
             found.append(f"task.label_smoothing is {self.label_smoothing}: make it at least 0 and below 0.5")
         if self.center < 0:
@@ -85,6 +90,9 @@ class Reward(Pairs):
 
     def reading(self, tokenizer: Tokenizer, asked: Asked, answer: str) -> tuple[np.ndarray, np.ndarray]:
         """(ids, token types) int32 [T]: a prompt and its answer as the model reads them."""
+        if self.joined and isinstance(asked, str):
+            both = tokenizer.template(tokenizer.encode(asked + answer))
+            return np.array(both[0], np.int32), np.array(both[1], np.int32)
         style = {"encoder": self.encoder, "end": self.end}
         if asked == "" and not self.encoder:  # a text by itself is read without the start token that would begin it
             asked, answer = answer, ""

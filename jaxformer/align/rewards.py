@@ -60,6 +60,8 @@ class ModelReward:
     """Chat template in place of its tokenizer's own."""
     end: bool = True
     """An answer to a text ends with its tokenizer's eos, as in its training."""
+    joined: bool = False
+    """An encoder reads prompt and answer as one text, as in its training; see `Reward`."""
     name: str = "model"
     """What the log calls it."""
 
@@ -87,7 +89,8 @@ def problems(rewards: Sequence[AnyReward]) -> list[str]:
         if isinstance(each, FunctionReward) and each.name not in FUNCTIONS:
             found.append(
                 f"task.rewards: no function is registered as {each.name!r}, there are "
-                f"{', '.join(sorted(FUNCTIONS))}: register it with jaxformer.align.reward before"
+                f"{', '.join(sorted(FUNCTIONS))}: register it with jaxformer.align.reward before; for "
+                "`jaxformer evaluate` name the configuration file that does with --config"
             )
         if isinstance(each, ModelReward) and min(each.length, each.rows) < 1:
             found.append(f"task.rewards: length and rows of {each.source} must be above zero")
@@ -141,7 +144,9 @@ class _Model:
             raise ValueError(f"{config.source} is no reward model:\n{listed}")
         self.tokenizer: Tokenizer = tokenizer
         encoder = self.model.config.encoder is not None
-        self.reader = Reward(template=config.template, end=config.end, encoder=encoder)
+        if config.joined and not encoder:
+            raise ValueError(f"{config.source}: joined is for encoders, and this model has none")
+        self.reader = Reward(template=config.template, end=config.end, encoder=encoder, joined=config.joined)
 
     def __call__(self, prompts: Sequence[Asked], answers: Sequence[str], records: Sequence[Record]) -> np.ndarray:
         read = [self.reader.reading(self.tokenizer, *each) for each in zip(prompts, answers, strict=True)]

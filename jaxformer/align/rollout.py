@@ -39,16 +39,48 @@ class Rollout:
     texts: list[str]
     rewards: dict[str, np.ndarray]
     """What each reward says, by its name [B]."""
+    prompts: Sequence[Prompt]
+    """Those that were answered."""
     seconds: dict[str, float] = field(default_factory=dict)
     """"rollout" and "reward"."""
 
+    @property
+    def group(self) -> int:
+        """Answers to each prompt."""
+        return len(self.texts) // len(self.prompts)
+
+    @property
+    def telling(self) -> np.ndarray:
+        """Bool [prompts]: whether the answers to a prompt differ in reward."""
+        kinds = self.rows["rewards"].reshape(-1, self.group)
+        return kinds.max(1) > kinds.min(1)
+
     def values(self) -> dict[str, tuple[float, float]]:
-        """Sums over answers and their weight: the reward, and each part of it; tokens; how many have ended."""
+        """Sums over answers and their weight: the reward, and each part of it; tokens; how many have ended; and where
+        a prompt has several, how many of them are to prompts that are telling.
+        """
         weights = self.rows["weights"]
         length = self.rows["written"].sum(1)
         found = {"reward": self.rows["rewards"], "answer_tokens": length, "ended": self.rows["ended"]}
         found |= {f"reward/{name}": said for name, said in self.rewards.items()}
+        found |= {"telling": np.repeat(self.telling, self.group)} if self.group > 1 else {}
         return {name: (float((value * weights).sum()), float(weights.sum())) for name, value in found.items()}
+
+    def of(self, places: np.ndarray) -> "Rollout":
+        """The answers to some of the prompts, by their places int [N]."""
+        some = (places[:, None] * self.group + np.arange(self.group)).reshape(-1)
+        rows, rewards = ({name: x[some] for name, x in each.items()} for each in (self.rows, self.rewards))
+        return Rollout(rows, [self.texts[i] for i in some], rewards, [self.prompts[i] for i in places], self.seconds)
+
+
+def joined(parts: Sequence[Rollout]) -> Rollout:
+    """Rollouts, one behind the other, and how long they took together."""
+    rows, rewards, seconds = ([getattr(each, name) for each in parts] for name in ("rows", "rewards", "seconds"))
+    end_to_end = lambda each: {name: np.concatenate([part[name] for part in each]) for name in each[0]}
+    texts = [text for each in parts for text in each.texts]
+    prompts = [prompt for each in parts for prompt in each.prompts]
+    spent = {name: sum(part[name] for part in seconds) for name in seconds[0]}
+    return Rollout(end_to_end(rows), texts, end_to_end(rewards), prompts, spent)
 
 
 class Roller:
@@ -99,7 +131,7 @@ class Roller:
             "ended": np.array([len(ids) > 0 and ids[-1] in self.eos for ids in answers]),
         }
         seconds = {"rollout": judged - begun, "reward": time.perf_counter() - judged}
-        return Rollout(rows, texts, each, seconds)
+        return Rollout(rows, texts, each, prompts, seconds)
 
     def _row(self, prompt: np.ndarray, answer: np.ndarray) -> Row:
         return row(Exchange(prompt, answer), self.prompt_length, self.answer_length)

@@ -16,10 +16,11 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxformer import codec, machine, sharding, source, starting
+from jaxformer.commands.train import load
 from jaxformer.evaluating import Evaluator, recorded
 from jaxformer.experiment import AnyObjective, Experiment
-from jaxformer.feed import make_held_out
-from jaxformer.fitting import averaged, check_rows, reopened, restored
+from jaxformer.feed import check_rows, make_held_out
+from jaxformer.fitting import averaged, reopened, restored
 from jaxformer.optimizer import OptimizerConfig
 from jaxformer.sharding import MeshConfig
 from jaxformer.starting import Start
@@ -67,6 +68,9 @@ class Options:
     """Documents that are predicted, for tasks that are judged so."""
     mesh: MeshConfig = MeshConfig()
     """How devices are used."""
+    config: Path | None = None
+    """The configuration file of the run, which is read anew, for a run whose rewards are functions that it registers:
+    of these a run keeps the names alone."""
     out: Path | None = None
     """Write the values there too, as JSON."""
 
@@ -83,6 +87,8 @@ def main(arguments: list[str]) -> int:
     folder = Path(place).expanduser()
     run = recorded(folder) if (folder / "experiment.json").is_file() else None
     options = parse(place, run, rest)
+    if options.config is not None:
+        load(options.config)
     machine.use_compilation_cache()
     experiment = prepared(place, run, options)
     corpora = documents(place, run, options)

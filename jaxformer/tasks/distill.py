@@ -4,14 +4,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from flax import struct
 from jax import Array
 from jax.sharding import Mesh
 
 from jaxformer.config import ModelConfig
 from jaxformer.losses import Metrics, cross_entropy, distillation
 from jaxformer.nn.model import Model
-from jaxformer.objective import needs, run, too_long, unembedded, variables, with_aux
+from jaxformer.objective import FrozenModel, needs, run, too_long, unembedded, variables, with_aux
 from jaxformer.source import from_pretrained
 from jaxformer.tasks.causal_lm import CausalLM
 from jaxformer.text.prepare import Example, Store
@@ -19,14 +18,6 @@ from jaxformer.text.records import Document
 from jaxformer.text.rows import Rows
 from jaxformer.text.tokenizer import Tokenizer
 from jaxformer.train.step import LossFn
-
-
-@struct.dataclass
-class Teacher:
-    """A model that gives targets and does not move: its parameters are an argument of each step."""
-
-    params: Any
-    model: Model = struct.field(pytree_node=False)
 
 
 @dataclass(frozen=True)
@@ -59,7 +50,7 @@ class Distill:
         return found + CausalLM().problems(model, length)
 
     def frozen(self, model: Model, tokenizer: Tokenizer | None, mesh: Mesh | None) -> dict[str, Any]:
-        """{"teacher": Teacher}, on the mesh; what it is stored as stays as published.
+        """{"teacher": FrozenModel}, on the mesh; what it is stored as stays as published.
 
         Raises ValueError where it cannot teach this model: another kind of model, or other tokens.
         """
@@ -72,7 +63,7 @@ class Distill:
         if found:
             listed = "\n".join(f"  - {line}" for line in found)
             raise ValueError(f"task.teacher {self.teacher} cannot teach this model:\n{listed}")
-        return {"teacher": Teacher(params, teacher)}
+        return {"teacher": FrozenModel(params, teacher)}
 
     def fields(self, vocab: int) -> dict[str, int]:
         """Tokens."""
@@ -87,7 +78,7 @@ class Distill:
         return CausalLM().rows(store, tokenizer, length, seed)
 
     def loss(self, model: Model, *, train: bool) -> LossFn:
-        """loss_fn(params, frozen, batch, key), frozen["teacher"] a Teacher; in training dropout acts on the student.
+        """loss_fn(params, frozen, batch, key), frozen["teacher"] a FrozenModel; in training the student has dropout.
 
         batch: as in CausalLM. The metrics "loss" and "accuracy" are of the text; "divergence" is of the teacher.
         """

@@ -45,7 +45,8 @@ class Instruct:
     answer: str = ""
     """Field with the answer to `prompt`."""
     template: str = ""
-    """Chat template in place of the tokenizer's own; a pair needs none, see PAIR."""
+    """Chat template in place of the tokenizer's own, and in that of the model that is published; a pair needs none,
+    see PAIR."""
 
     head: ClassVar[None] = None
     specials: ClassVar[tuple[str, ...]] = ()

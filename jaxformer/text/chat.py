@@ -4,9 +4,11 @@ A template is a program in Jinja's language that comes with the weights, so it r
 data given to it and nothing of Python behind it.
 """
 
+import copy
 import json
 import traceback
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, NoReturn
@@ -18,6 +20,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
+from jaxformer.text.special import CHAT
 from jaxformer.text.tokenizer import Tokenizer
 
 NAME = "<chat template>"
@@ -59,6 +62,17 @@ def render(
         raise ValueError(f"chat template{_line(error)}: {error.message or type(error).__name__}") from None
     except Exception as error:  # whatever an operation of the template raises
         raise ValueError(f"chat template{_line(error)}: {type(error).__name__}: {error}") from error
+
+
+def taught(tokenizer: Tokenizer, template: str) -> Tokenizer:
+    """The tokenizer with this chat template for its own, also where it is saved; itself where `template` is empty."""
+    if not template:
+        return tokenizer
+    other: Any = copy.copy(tokenizer)
+    other.chat_template = template
+    if (published := getattr(other, "published", None)) is not None:
+        other.published = replace(published, files={**published.files, CHAT: template.encode()})
+    return other
 
 
 class Sandbox(ImmutableSandboxedEnvironment):

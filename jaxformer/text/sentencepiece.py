@@ -16,6 +16,7 @@ from tokenizers import Tokenizer as JsonTokenizer
 from jaxformer.text.files import write_file
 from jaxformer.text.special import Published, named_after_roles, read_published, write_special
 from jaxformer.text.template import Template, flagged
+from jaxformer.text.tokenizer_json import starting
 
 MODEL_FILE = "tokenizer.model"
 MARK = "\u2581"  # how SentencePiece writes a space in its pieces, unless told not to
@@ -38,6 +39,7 @@ class SentencePieceTokenizer:
         tokens: dict[str, str] | None = None,
         chat_template: str | None = None,
         published: Published | None = None,
+        add_bos: bool = False,
     ) -> None:
         self.model = model
         self.processor = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -50,7 +52,8 @@ class SentencePieceTokenizer:
         self.bos, self.eos, self.pad = (self.specials.get(role) for role in ("bos", "eos", "pad"))
         self.chat_template = chat_template
         self.published = published
-        self.template = flagged(Template(), published.config if published else {}, self.bos, self.eos)
+        told = published.config if published else {"add_bos_token": add_bos, "add_eos_token": False}
+        self.template = flagged(Template(), told, self.bos, self.eos)
         self._skipped = frozenset(self.specials.values())
 
     def encode(self, text: str) -> list[int]:
@@ -89,7 +92,7 @@ class SentencePieceTokenizer:
             self.published.write(folder)
             return
         write_file(folder / MODEL_FILE, self.model)
-        config: dict[str, Any] = {"add_bos_token": False, "add_eos_token": False}
+        config: dict[str, Any] = {"add_bos_token": self.template != Template(), "add_eos_token": False}
         twin = json_twin(self)
         if twin is not None:
             write_file(folder / "tokenizer.json", twin.to_str(pretty=True).encode())
@@ -119,6 +122,7 @@ def train_sentencepiece(
     across_words: bool = True,
     max_piece: int = 16,
     specials: Sequence[str] = (),
+    add_bos: bool = False,
 ) -> SentencePieceTokenizer:
     """Trains byte-pair pieces that lose nothing: decode(encode(x)) == x for every string x.
 
@@ -126,7 +130,7 @@ def train_sentencepiece(
     `across_words` lets a piece run over spaces and punctuation ("):\\n        return"), up to `max_piece`
     characters. Without it none ends its line ("):\\n" is two pieces), so that a prompt may stop there and reads
     as the text did in training. Few texts may give fewer pieces than `vocab_size`.
-    Special ids: <unk> 0, <s> 1, </s> 2, <pad> 3, then `specials`.
+    Special ids: <unk> 0, <s> 1, </s> 2, <pad> 3, then `specials`. `add_bos`: the template puts <s> before a text.
     """
     further = [name for name in specials if name not in TOKENS.values()]
     model = io.BytesIO()
@@ -159,7 +163,7 @@ def train_sentencepiece(
     except RuntimeError as error:
         raise ValueError(f"sentencepiece could not train {vocab_size} pieces: {error}") from None
     tokens = named_after_roles(further) | TOKENS
-    return SentencePieceTokenizer(with_plain_spaces(model.getvalue()), tokens)
+    return SentencePieceTokenizer(with_plain_spaces(model.getvalue()), tokens, add_bos=add_bos)
 
 
 def chunks(texts: Iterable[str]) -> Iterator[str]:
@@ -201,6 +205,8 @@ def json_twin(tokenizer: SentencePieceTokenizer) -> JsonTokenizer | None:
     twin.decoder = decoders.Sequence(after)
     special = [p for p, kind in settings.pieces if kind in (UNKNOWN, CONTROL)]
     twin.add_special_tokens([AddedToken(p, special=True, normalized=False) for p in special])
+    if tokenizer.bos is not None and tokenizer.template.single == (((tokenizer.bos,), 0), ("A", 0)):
+        twin.post_processor = starting(tokenizer.piece(tokenizer.bos), tokenizer.bos)
     return twin
 
 

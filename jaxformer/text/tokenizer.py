@@ -101,6 +101,9 @@ class TokenizerConfig:
     """sentencepiece: characters of the longest piece."""
     lowercase: bool = True
     """wordpiece: lower-case the text and strip accents."""
+    add_bos: bool = False
+    """A start token goes before each prompt, as before the documents that a decoder learns from: for prompts that are
+    no text's middle. wordpiece has [CLS] there in any case."""
     specials: tuple[str, ...] = ()
     """Further special tokens, such as <mask> or <extra_id_0>; a text that contains such a name is plain text."""
 
@@ -121,9 +124,11 @@ def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
     if not texts:
         raise ValueError("a tokenizer learns from text, and there is none: every document is empty")
     if config.kind == "sentencepiece":
-        return train_sentencepiece(texts, config.vocab_size, config.across_words, config.max_piece, specials)
+        return train_sentencepiece(
+            texts, config.vocab_size, config.across_words, config.max_piece, specials, config.add_bos
+        )
     if config.kind == "byte_bpe":
-        return train_byte_bpe(texts, config.vocab_size, specials)
+        return train_byte_bpe(texts, config.vocab_size, specials, config.add_bos)
     if config.kind == "wordpiece":
         return train_wordpiece(texts, config.vocab_size, config.lowercase, specials)
     raise ValueError(f"tokenizer kind {config.kind!r}: expected sentencepiece, byte_bpe or wordpiece")

@@ -134,10 +134,12 @@ def _state(post_processor: Any) -> Any:
     return None if post_processor is None else json.loads(post_processor.__getstate__())
 
 
-def train_byte_bpe(texts: Iterable[str], vocab_size: int, specials: Sequence[str] = ()) -> JsonTokenizer:
+def train_byte_bpe(
+    texts: Iterable[str], vocab_size: int, specials: Sequence[str] = (), add_bos: bool = False
+) -> JsonTokenizer:
     """Trains byte-level BPE: decode(encode(x)) == x for every string.
 
-    Special ids: <unk> 0, <s> 1, </s> 2, <pad> 3, then `specials`.
+    Special ids: <unk> 0, <s> 1, </s> 2, <pad> 3, then `specials`. `add_bos`: the template puts <s> before a text.
     """
     tokens = list(dict.fromkeys((*BYTE_BPE_TOKENS.values(), *specials)))
     inner = Tokenizer(models.BPE())
@@ -150,7 +152,14 @@ def train_byte_bpe(texts: Iterable[str], vocab_size: int, specials: Sequence[str
         show_progress=False,
     )
     inner.train_from_iterator(texts, trainer)
+    if add_bos:
+        inner.post_processor = starting(BYTE_BPE_TOKENS["bos"], 1)
     return JsonTokenizer(inner, named_after_roles(specials) | BYTE_BPE_TOKENS, split_special=True)
+
+
+def starting(bos: str, id: int) -> processors.TemplateProcessing:
+    """What puts a start token before a text."""
+    return processors.TemplateProcessing(f"{bos} $A", f"{bos} $A {bos} $B:1", [(bos, id)])
 
 
 def train_wordpiece(

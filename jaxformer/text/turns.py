@@ -132,6 +132,20 @@ def marked(tokenizer: Tokenizer, text: str) -> str:
     return NAME.sub(mark, text)
 
 
+def begun(tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
+    """A text's ids to go on from, behind what the tokenizer puts before one, or the start token where all is empty.
+
+    What it puts behind a text would end it. Raises ValueError where nothing is there to go on from.
+    """
+    mark = -1  # no token
+    before = (around := tokenizer.template([mark])[0])[: around.index(mark)]
+    if found := [*before, *ids]:
+        return found
+    if tokenizer.bos is None:
+        raise ValueError("a prompt is empty, and this tokenizer has no start token")
+    return [tokenizer.bos]
+
+
 def ended(tokenizer: Tokenizer, text: str) -> np.ndarray:
     """A text's ids int32 with the tokenizer's special tokens, and an eos at the end."""
     ids = tokenizer.template(tokenizer.encode(text))[0]

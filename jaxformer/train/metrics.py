@@ -15,6 +15,8 @@ from matplotlib.ticker import EngFormatter, ScalarFormatter
 from tensorboardX import SummaryWriter
 
 FILE, PICTURE, EVENTS = "metrics.jsonl", "curves.png", "tensorboard"
+PARTS = ("rollout", "reward", "learning")
+"""What a step that learns from its own answers spends its time on."""
 Line = dict[str, Any]
 
 
@@ -120,28 +122,32 @@ def _replace(path: Path, content: bytes) -> None:
 
 
 def draw_curves(lines: list[Line], path: Path, title: str) -> None:
-    """Draw loss, learning rate, gradient norm and speed over the steps into a PNG."""
+    """Draw loss, learning rate, gradient norm and speed over the steps into a PNG.
+
+    Of a run that learns from its own answers: reward, how far it has come, gradient norm, and where the time goes.
+    """
     figure = Figure(figsize=(10, 6.5), dpi=120, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
     grid = figure.add_gridspec(2, 3, height_ratios=(2, 1))
-    loss = figure.add_subplot(grid[0, :])
-    _curve(loss, *_series(lines, "values", "loss"), label="training")
-    steps, values = _series(lines, "values", "held_out/loss")
-    loss.plot(steps, values, "o-", color="C1", markersize=4, label="held out")
-    loss.set(title=title, ylabel="loss (nats)")
-    if loss.get_legend_handles_labels()[0]:
-        loss.legend(frameon=False)
-    small = [
-        ("values", "learning_rate", "learning rate", ScalarFormatter(useMathText=True)),
-        ("values", "gradient_norm", "gradient norm", ScalarFormatter()),
-        ("time", "tokens_per_second", "tokens per second", EngFormatter(sep="")),
-    ]
-    for column, (where, name, label, formatter) in enumerate(small):
-        axes = figure.add_subplot(grid[1, column])
-        _curve(axes, *_series(lines, where, name), smooth=name != "learning_rate")
-        axes.set(ylabel=label, ylim=(0, None))
-        axes.yaxis.set_major_formatter(formatter)
-        if isinstance(formatter, ScalarFormatter):
-            formatter.set_powerlimits((-2, 4))
+    large, *small = (figure.add_subplot(place) for place in (grid[0, :], *(grid[1, i] for i in range(3))))
+    answers = any(PARTS[0] in line["time"] for line in lines)
+    name, label = ("reward", "reward") if answers else ("loss", "loss (nats)")
+    _curve(large, *_series(lines, "values", name), label="training")
+    steps, values = _series(lines, "values", f"held_out/{name}")
+    large.plot(steps, values, "o-", color="C1", markersize=4, label="held out")
+    large.set(title=title, ylabel=label)
+    if large.get_legend_handles_labels()[0]:
+        large.legend(frameon=False)
+    norm = ("values", "gradient_norm", "gradient norm", ScalarFormatter())
+    if answers:
+        is_held = any("divergence" in line["values"] for line in lines)
+        apart = ("divergence", "divergence (nats an answer)") if is_held else ("surprise", "surprise (nats a token)")
+        _small(small[0], lines, "values", *apart, ScalarFormatter())
+        _small(small[1], lines, *norm)
+        _stack(small[2], lines)
+    else:
+        _small(small[0], lines, "values", "learning_rate", "learning rate", ScalarFormatter(useMathText=True))
+        _small(small[1], lines, *norm)
+        _small(small[2], lines, "time", "tokens_per_second", "tokens per second", EngFormatter(sep=""))
     for axes in figure.axes:
         axes.set_xlabel("step")
         axes.margins(x=0.02)
@@ -152,11 +158,35 @@ def draw_curves(lines: list[Line], path: Path, title: str) -> None:
     os.replace(beside, path)
 
 
+def shares(lines: list[Line]) -> dict[str, float]:
+    """Which share of the time of its steps a run spent on each of PARTS; {} where it has no such."""
+    spent = {name: math.fsum(line["time"].get(name, 0.0) for line in lines) for name in PARTS}
+    total = sum(spent.values())
+    return {name: seconds / total for name, seconds in spent.items()} if total else {}
+
+
 def _series(lines: list[Line], where: str, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps and values of one name, where it is finite."""
     pairs = [(line["step"], line[where].get(name, math.nan)) for line in lines]
     steps, values = np.array(pairs, np.float64).reshape(-1, 2).T
     return steps[np.isfinite(values)], values[np.isfinite(values)]
+
+
+def _small(axes: Any, lines: list[Line], where: str, name: str, label: str, formatter: Any) -> None:
+    _curve(axes, *_series(lines, where, name), smooth=name != "learning_rate")
+    axes.set(ylabel=label, ylim=(0, None))
+    axes.yaxis.set_major_formatter(formatter)
+    if isinstance(formatter, ScalarFormatter):
+        formatter.set_powerlimits((-2, 4))
+
+
+def _stack(axes: Any, lines: list[Line]) -> None:
+    """Seconds of each part of a step, one upon the other; the first steps of a process compile, and stand out."""
+    series = [_series(lines, "time", name) for name in PARTS]
+    axes.stackplot(series[0][0], *(values for _, values in series), labels=PARTS)
+    total = np.sum([values for _, values in series], axis=0)
+    axes.set(ylabel="seconds", ylim=(0, 1.5 * np.quantile(total, 0.9)))
+    axes.legend(frameon=False, fontsize="small", ncols=len(PARTS), handlelength=1, columnspacing=1)
 
 
 def _curve(axes: Any, steps: np.ndarray, values: np.ndarray, label: str | None = None, smooth: bool = True) -> None:

@@ -21,6 +21,7 @@ from jaxformer.text.corpus import DataConfig
 from jaxformer.train.metrics import read_metrics
 
 KINDS = "grpo", "rloo", "ppo"
+SOME = {"rewards": (FunctionReward("likes_some"),)}
 WANTED = "abcdefghijkl"
 RECORDS = [{"prompt": prompt} for prompt in ("the quick", "a lazy dog", "anna", "where is it", "who", "red or blue")]
 
@@ -33,8 +34,13 @@ def likes_letters():
     def likes(prompts, answers, records):
         return [sum(letter in WANTED for letter in answer) / max(1, len(answer)) for answer in answers]
 
+    @reward("likes_some")
+    def likes_some(prompts, answers, records):
+        likings = likes(prompts, answers, records)
+        return [liking * ("e" in prompt) for prompt, liking in zip(prompts, likings, strict=True)]
+
     yield
-    del FUNCTIONS["likes_letters"]
+    del FUNCTIONS["likes_letters"], FUNCTIONS["likes_some"]
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +67,7 @@ def kinds(encoder):
     style = {"rewards": (FunctionReward("likes_letters"),), "answer_length": 8, "encoder": encoder}
     return {
         "grpo": GRPO(**style, group=4, beta=0.02),
+        "dapo": GRPO(**style | SOME, group=4, reduction="token", telling=True, resample=1),
         "rloo": RLOO(**style, group=4, beta=0.02),
         "ppo": PPO(**style, group=4, epochs=2, minibatches=2, beta=0.02, target=2.0, horizon=100.0),
     }
@@ -77,14 +84,15 @@ def test_a_policy_comes_to_do_what_is_rewarded(made, tokenizer, tmp_path, name, 
     rewards = [line["values"]["reward"] for line in lines]
     assert np.mean(rewards[-5:]) > np.mean(rewards[:5]) + 0.2
     assert max(line["values"]["sampler_apart"] for line in lines) < 1e-4
-    assert {"rollout", "reward", "learning"} <= lines[0]["time"].keys()
+    for time in (line["time"] for line in lines):
+        assert time["seconds"] == pytest.approx(sum(time[part] for part in ("rollout", "reward", "learning")))
     model, _, tokenizer = from_pretrained(run.folder / "model")
     assert not model.config.extra
     assert tokenizer is not None
     assert run.evaluation["reward"] == pytest.approx(-run.evaluation["loss"])
 
 
-@pytest.mark.parametrize("kind", ["grpo", "ppo"])
+@pytest.mark.parametrize("kind", ["grpo", "dapo", "ppo"])
 def test_a_run_that_is_stopped_ends_as_one_that_is_not(decoder, tmp_path, kind):
     task = kinds(False)[kind]
     whole = fit(experiment(decoder, tmp_path / "a", task), RECORDS, progress=False)
@@ -98,6 +106,9 @@ def test_a_run_that_is_stopped_ends_as_one_that_is_not(decoder, tmp_path, kind):
         for run in (whole, parted)
     ]
     assert json.dumps(values[0]) == json.dumps(values[1])
+    if kind == "dapo":  # four prompts, of which some are worth nothing whatever is answered
+        assert {value["rounds"] for value in values[0]} == {2.0}
+        assert all(0 < value["telling"] < 1 for value in values[0])
 
 
 def test_the_weight_of_the_divergence_is_moved_and_kept(decoder, tmp_path):

@@ -14,6 +14,7 @@ from jaxformer.align.learner import prepared
 from jaxformer.align.online import VALUE
 from jaxformer.config import ExtraHeadConfig
 from jaxformer.objective import BEGINNING
+from jaxformer.text.corpus import open_documents
 from jaxformer.text.index import stack
 
 KEY, GROUP = jax.random.key(0), 2
@@ -155,19 +156,30 @@ def test_a_value_head_learns_what_came(made):
 
 def test_telling_prompts_alone_count(policy):
     rows = drawn(rewards=np.array([1.0, 1.0, 0.0, 1.0], np.float32))
-    told, batch = learned(TASKS["dapo"], policy, rows)[3:]
-    np.testing.assert_array_equal(batch["weights"], [0, 0, 1, 1])
-    assert float(told["telling"][0] / told["telling"][1]) == 0.5
+    np.testing.assert_array_equal(learned(TASKS["dapo"], policy, rows)[4]["weights"], [0, 0, 1, 1])
+
+
+def test_a_prefix_stands_before_texts(tokenizer):
+    task = GRPO(REWARD, prefix="say: ")
+    (document,) = open_documents([{"prompt": "the fox"}], task.columns)
+    (example,) = task.examples(document, tokenizer)
+    assert tokenizer.decode(example["prompt"]) == "say: the fox"
+    talk = [{"role": "user", "content": "the fox"}]
+    assert task.asked({"prompt": talk}) is talk
 
 
 def test_what_cannot_be_learned_is_told_at_once(made):
     config = made("rotary")[0].config
+    (said,) = GRPO(REWARD, answer_length=8, held_out_temperature=-1.0).problems(config, 24)
+    assert "held_out_temperature is -1.0" in said
     for kind in (GRPO, RLOO):
         said = "\n".join(
             kind((), group=1, temperature=0.0, beta=-1.0, answer_length=40, encoder=True).problems(config, 24)
         )
         for part in ("group is 1", "temperature", "beta", "rewards is empty", "encoder is missing"):
             assert part in said
+    assert "resample is 2" in GRPO(REWARD, answer_length=8, resample=2).problems(config, 24)[0]
+    assert not GRPO(REWARD, answer_length=8, resample=2, telling=True).problems(config, 24)
     said = "\n".join(PPO(REWARD, target=-1.0, decay=2.0, answer_length=24).problems(config, 24))
     for part in ("target", "decay is 2.0", "leave no room"):
         assert part in said

@@ -12,8 +12,8 @@ import pytest
 
 from jaxformer import lora, tree
 from jaxformer.align import Prefer, answers, preference
-from jaxformer.align.dpo import WITHOUT_REFERENCE, Reference, reference_log_probs
-from jaxformer.objective import ADAPTER, BEGINNING
+from jaxformer.align.dpo import WITHOUT_REFERENCE, reference_log_probs
+from jaxformer.objective import ADAPTER, BEGINNING, FrozenModel
 from jaxformer.source import save_pretrained
 from jaxformer.text.corpus import open_documents
 
@@ -136,7 +136,7 @@ def test_a_named_model_and_numbers_computed_beforehand_say_the_same(policy, othe
     save_pretrained(tmp_path / "other", model, other, tokenizer)
     named = dataclasses.replace(plain, reference=str(tmp_path / "other"))
     frozen = named.frozen(model, tokenizer, None)
-    assert isinstance(frozen["reference"], Reference)
+    assert isinstance(frozen["reference"], FrozenModel)
     found, _, pulled = valued(named, model, params, frozen, batch(named, RECORDS, 24))
     assert found == pytest.approx(want, rel=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), pulled, pull)

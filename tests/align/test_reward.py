@@ -15,6 +15,7 @@ from jaxformer.align.reward import BINS, calibration
 from jaxformer.config import Card, ExtraHeadConfig
 from jaxformer.source import from_pretrained, save_pretrained
 from jaxformer.text.corpus import open_documents
+from jaxformer.text.tokenizer import TokenizerConfig, train_tokenizer
 
 KEY = jax.random.key(0)
 RECORDS = [
@@ -116,7 +117,21 @@ def test_it_is_published_as_a_classifier_of_one_label(judge, tokenizer, tmp_path
     assert jaxformer.pipeline("text-classification", str(tmp_path / "judge"))("the fox")[0]["label"] == "LABEL_0"
 
 
+def test_an_encoder_reads_both_as_a_pair_or_as_one_text():
+    words = train_tokenizer(TokenizerConfig("wordpiece", 200), ["the fox jumps over the dog"])
+    pair, one = (Reward(encoder=True, joined=joined).reading(words, "the fox", " jumps") for joined in (False, True))
+    cls, sep = words.bos, words.eos
+    (fox, jumps) = (words.encode(text) for text in ("the fox", " jumps"))
+    assert pair[0].tolist() == [cls, *fox, sep, *jumps, sep]
+    assert pair[1].tolist() == [0] * (len(fox) + 2) + [1] * (len(jumps) + 1)
+    assert one[0].tolist() == [cls, *fox, *jumps, sep]
+    assert not one[1].any()
+
+
 def test_what_cannot_be_learned_is_told_at_once(judge, made):
+    assert Reward(joined=True).problems(judge[0].config, 24) == [
+        "task.joined is for encoders: a decoder always reads prompt and answer as one text"
+    ]
     task = Reward(label_smoothing=0.5, center=-1, encoder=True)
     said = "\n".join(task.problems(made("rotary")[0].config, 24))
     for part in ("no head called 'classify'", "task.encoder is True", "label_smoothing", "center"):

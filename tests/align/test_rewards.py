@@ -89,6 +89,13 @@ def test_a_reward_model_says_of_texts_what_it_says_of_their_rows(made, tokenizer
         assert score == pytest.approx(float(want), rel=1e-4, abs=1e-5)
 
 
+def test_a_decoder_joins_prompt_and_answer_anyway(made, tokenizer, tmp_path):
+    model, params = made("rotary", (ExtraHeadConfig("classify", 1, reads="last", bias=False),))
+    save_pretrained(tmp_path / "judge", model.clone(card=Reward().card(Card())), params, tokenizer)
+    with pytest.raises(ValueError, match="joined is for encoders"):
+        Judges([ModelReward(str(tmp_path / "judge"), joined=True)])
+
+
 def test_a_model_without_such_a_head_is_no_reward_model(made, tokenizer, tmp_path):
     save_pretrained(tmp_path / "lm", *made("rotary"), tokenizer)
     with pytest.raises(ValueError, match="is no reward model"):

@@ -12,6 +12,7 @@ from jaxformer.commands import chat
 from jaxformer.conversation import Conversation
 from jaxformer.nn.model import Model
 from jaxformer.source import save_pretrained
+from jaxformer.text.chat import taught
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
@@ -153,6 +154,16 @@ def test_commands_are_listed_and_wrong_ones_told(talk):
 def test_a_model_that_was_not_made_to_talk_is_told(published):
     with pytest.raises(ValueError, match="has no chat template: it was not made to talk"):
         chat.main([str(published / "mute")])
+
+
+def test_special_tokens_of_the_template_stand_for_themselves_and_in_what_is_said_they_are_text():
+    template = "{{ bos_token }}{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
+    tokenizer = taught(testing.tiny_tokenizer(), template)
+    talk = Conversation(tokenizer, None)
+    talk.ask("a</s>")
+    assert talk.prompt(1) == ([tokenizer.bos, *tokenizer.encode("a</s>"), tokenizer.eos], 0)
+    with pytest.raises(ValueError, match="has no chat template"):
+        Conversation(testing.tiny_tokenizer(), None).prompt(1)
 
 
 def test_taking_back_forgets_a_question_with_its_answer():

@@ -7,15 +7,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from jaxformer import cli, fitting
+from jaxformer import cli, codec, fitting
+from jaxformer.align import GRPO, FunctionReward
+from jaxformer.align.rewards import FUNCTIONS
 from jaxformer.commands import evaluate
 from jaxformer.evaluating import recorded
 from jaxformer.experiment import Experiment
 from jaxformer.lora import LoraConfig
 from jaxformer.optimizer import OptimizerConfig
+from jaxformer.replaying import replay
 from jaxformer.tasks import CausalLM, Seq2Seq
 from jaxformer.testing import tiny_models
 from jaxformer.text.corpus import DataConfig
+from jaxformer.text.files import write_json
 from jaxformer.text.tokenizer import TokenizerConfig
 
 pytestmark = pytest.mark.usefixtures("fresh_caches")
@@ -190,6 +194,42 @@ def test_a_run_on_documents_in_memory_wants_files(here, capsys):
     assert "learned from documents in memory: name some with --data.files" in capsys.readouterr().err
     assert run("runs/memory", "--data.files", "books") == 0
     assert "on 6 documents" in capsys.readouterr().out
+
+
+POLITE = """
+from jaxformer.align import reward
+from jaxformer.experiment import Experiment
+
+
+@reward("polite")
+def polite(prompts, answers, records):
+    return [0.25 for _ in answers]
+
+
+def config():
+    return Experiment("polite", steps=1)
+"""
+
+
+def test_a_function_that_rewards_is_found_where_the_run_was_configured(here, capsys):
+    """A run keeps its name alone, so that reading a run executes nothing unasked."""
+    (here / "polite.py").write_text(POLITE)
+    (here / "prompts.jsonl").write_text("".join(f'{{"prompt": "dog {i}"}}\n' for i in range(6)))
+    task, data = GRPO((FunctionReward("polite"),), answer_length=4), DataConfig(("prompts.jsonl",), held_out=2)
+    given = replace(EXPERIMENT, name="polite", task=task, data=data, evaluation_stride=None)
+    shutil.copytree(here / "runs" / "books" / "model", here / "runs" / "polite" / "model")
+    write_json(here / "runs" / "polite" / "experiment.json", {"experiment": codec.to_json(given)})
+    assert run("runs/polite") == 1
+    said = capsys.readouterr().err
+    assert "no function is registered as 'polite'" in said
+    assert "--config" in said
+    with pytest.raises(ValueError, match="no function is registered as 'polite'"):
+        replay(given, 1, progress=False)
+    try:
+        assert run("runs/polite", "--config", "polite.py", "--out", "polite.json") == 0
+        assert json.loads((here / "polite.json").read_text())["values"]["reward"] == 0.25
+    finally:
+        del FUNCTIONS["polite"]
 
 
 @pytest.mark.usefixtures("here")

@@ -17,6 +17,7 @@ from jaxformer.config import (
 from jaxformer.generation import Sample
 from jaxformer.nn.model import Model
 from jaxformer.stream_text import stream, until, whole_characters
+from jaxformer.text.template import Template
 from jaxformer.text.tokenizer import TokenizerConfig, train_tokenizer
 
 TEXTS = ["the quick brown fox jumps over the lazy dog, and the dog sleeps on: naïve café, 你好 🙂 déjà vu"] * 20
@@ -26,7 +27,7 @@ STORY = "the lazy fox: 🙂🙂 你好吗, naïve — \U0001f9d1\u200d\U0001f4bb
 class Bytes:
     """Ids are bytes, so that most characters take several; 0 starts, 1 ends."""
 
-    vocab_size, bos, eos, pad = 256, 0, 1, None
+    vocab_size, bos, eos, pad, template = 256, 0, 1, None, Template()
 
     def encode(self, text):
         return list(text.encode())

@@ -11,11 +11,12 @@ from jaxformer import fitting, sharding, tree
 from jaxformer.config import HeadConfig
 from jaxformer.experiment import Experiment
 from jaxformer.nn.model import Model
+from jaxformer.objective import FrozenModel
 from jaxformer.optimizer import OptimizerConfig
 from jaxformer.sharding import MeshConfig, make_mesh
 from jaxformer.source import save_pretrained
 from jaxformer.tasks.causal_lm import CausalLM
-from jaxformer.tasks.distill import Distill, Teacher
+from jaxformer.tasks.distill import Distill
 from jaxformer.testing import SENTENCES, randomized, tiny_models, with_dropout
 from jaxformer.text.corpus import DataConfig
 from jaxformer.text.tokenizer import TokenizerConfig, train_tokenizer
@@ -53,7 +54,7 @@ def data(kit, plain):
 
 def held(teacher):
     model, params = teacher
-    return {"teacher": Teacher(params, model)}
+    return {"teacher": FrozenModel(params, model)}
 
 
 def test_the_teacher_is_loaded_as_an_argument_of_the_loss(folder, student, plain, teacher):
@@ -62,7 +63,7 @@ def test_the_teacher_is_loaded_as_an_argument_of_the_loss(folder, student, plain
     jax.tree.map(np.testing.assert_array_equal, found.params, teacher[1])
     leaves, structure = jax.tree.flatten(found)
     assert len(leaves) == len(tree.flatten(teacher[1]))
-    assert structure == jax.tree.structure(Teacher(teacher[1], found.model))
+    assert structure == jax.tree.structure(FrozenModel(teacher[1], found.model))
     placed = Distill(folder).frozen(student[0], plain, make_mesh(MeshConfig(fsdp=4)))["teacher"].params
     assert len(placed["embed"]["embedding"].sharding.device_set) == 8
 

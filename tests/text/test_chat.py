@@ -7,8 +7,8 @@ import re
 import numpy as np
 import pytest
 
-from jaxformer.text.chat import prompt, render
-from jaxformer.text.tokenizer import TokenizerConfig, train_tokenizer
+from jaxformer.text.chat import prompt, render, taught
+from jaxformer.text.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
 from jaxformer.text.tokenizer_json import JsonTokenizer
 
 CHATML = """\
@@ -230,3 +230,16 @@ def test_what_is_given_stays_as_it_was():
     messages = [{"role": "user", "content": ["a"]}]
     render("{% set x = messages[0] %}{{ x }}", messages)
     assert messages == [{"role": "user", "content": ["a"]}]
+
+
+@pytest.mark.parametrize("kind", ["sentencepiece", "byte_bpe"])
+def test_a_template_that_a_tokenizer_is_taught_is_saved_with_it(kind, tmp_path):
+    plain = train_tokenizer(TokenizerConfig(kind, 300), ["a text of some words"])
+    assert taught(plain, "") is plain
+    for number, template in enumerate(("{{ messages }}", "{{ eos_token }}")):
+        other = taught(plain, template)  # at first one just trained, then one that was read
+        other.save(tmp_path / str(number))
+        assert other.chat_template == load_tokenizer(tmp_path / str(number)).chat_template == template
+        assert plain.chat_template != template
+        plain = load_tokenizer(tmp_path / str(number))
+    assert plain.fingerprint() == other.fingerprint()

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from jaxformer.text.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
+from jaxformer.text.turns import begun
 
 CODE = Path(__file__).read_text()
 TEXTS = [CODE, "def f(x):\n    return x + 1\n" * 50, "Grüße, 你好, 🤖!\r\n\tzwei\u2581Zeichen\0\n" * 20, ""]
@@ -183,6 +185,19 @@ def test_training_on_nothing_or_with_too_few_pieces_is_an_error():
         train_tokenizer(TokenizerConfig("sentencepiece", 100), ["abc"])
     with pytest.raises(ValueError, match="expected sentencepiece"):
         train_tokenizer(TokenizerConfig("words", 100), ["abc"])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["sentencepiece", "byte_bpe"])
+@pytest.mark.parametrize("add_bos", [False, True])
+def test_a_start_token_goes_before_prompts_where_that_is_asked_for(kind, add_bos, tmp_path):
+    train_tokenizer(TokenizerConfig(kind, 400, add_bos=add_bos), TEXTS).save(tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    ids = loaded.encode("return x")
+    assert loaded.bos not in ids
+    assert loaded.template(ids)[0] == begun(loaded, ids) == [loaded.bos][: int(add_bos)] + ids
+    library = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert library.encode("return x").ids == begun(loaded, ids)
+    assert begun(loaded, []) == [loaded.bos]
 
 
 @pytest.mark.parity

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from jaxformer.train.metrics import MetricsLog, read_metrics
+from jaxformer.train.metrics import MetricsLog, read_metrics, shares
 
 
 def fill(log, steps, first=1):
@@ -115,6 +115,19 @@ def test_the_picture_is_a_png_whatever_was_logged(tmp_path, steps):
         assert log.draw() == tmp_path / "curves.png"
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG\r\n")
     assert not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_of_answers_the_reward_is_drawn_and_where_time_went(tmp_path, held):
+    values = {"loss": 0.0, "reward": 0.5, "surprise": 1.0} | ({"divergence": 0.1} if held else {})
+    with MetricsLog(tmp_path) as log:
+        for step in (1, 2):
+            log.write(step, values, {"seconds": 4.0, "rollout": 1.0, "reward": 0.5, "learning": 2.5})
+        log.write(2, {"held_out/reward": 0.6}, {})
+        assert shares(log.lines()) == {"rollout": 0.25, "reward": 0.125, "learning": 0.625}
+        log.draw()
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG\r\n")
+    assert shares([{"step": 1, "values": {}, "time": {"seconds": 1.0}}]) == {}
 
 
 def test_values_that_are_not_finite_do_not_spoil_the_picture(tmp_path):
