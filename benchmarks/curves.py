@@ -2,14 +2,15 @@
 
     python benchmarks/curves.py runs/quickstart runs/bert_mlm_debian
 
-A line of the table is a step: loss of the batch and of held-out documents in nats a token, seconds.
+A line of the table is a step: loss of the batch and of held-out documents in nats a token, seconds. Of a run that
+learns from its own answers: their reward, that of held-out prompts, the divergence in nats an answer, seconds.
 """
 
 import csv
 import sys
 from pathlib import Path
 
-from jaxformer.train.metrics import draw_curves, read_metrics
+from jaxformer.train.metrics import draw_curves, read_metrics, shares
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -22,9 +23,12 @@ def keep(run: Path) -> None:
         rows.setdefault(line["step"], {}).update(line["values"] | line["time"])
     with (RESULTS / f"{run.name}.csv").open("w", newline="") as file:
         out = csv.writer(file, lineterminator="\n")
-        out.writerow(("step", "loss", "held_out_loss", "seconds"))
+        names = ("loss", "held_out/loss", "seconds")
+        if shares(lines):
+            names = ("reward", "held_out/reward", "divergence", "seconds")
+        out.writerow(("step", *(name.replace("/", "_") for name in names)))
         for step, row in rows.items():
-            values = (row.get(name) for name in ("loss", "held_out/loss", "seconds"))
+            values = (row.get(name) for name in names)
             out.writerow((step, *("" if value is None else f"{value:.5g}" for value in values)))
     print(f"{run.name}: {len(rows)} steps in {sum(row.get('seconds', 0) for row in rows.values()) / 60:.1f} minutes")
 

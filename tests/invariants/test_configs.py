@@ -30,19 +30,23 @@ def experiment(request):
     return opened(request.param)
 
 
-@pytest.fixture(scope="module")
-def model(experiment):
-    """Its model from scratch, or the one that it begins from, with the head of its task."""
+def architecture(experiment):
+    """Its model's: from scratch, or that of the one that it begins from, with the head of its task."""
     if experiment.model is not None:
-        return Model(experiment.model)
+        return experiment.model
     first = FILES[0].with_name(f"{Path(experiment.start).name}.py")
     if not first.is_file():
-        return from_pretrained(experiment.start, head=experiment.task.head)[0]
-    model_type, published = families.publish(opened(first).model)
+        return from_pretrained(experiment.start, head=experiment.task.head)[0].config
+    model_type, published = families.publish(architecture(opened(first)))
     family = families.family(model_type)
     if experiment.task.head is not None:
         published = heads.with_head(published, family.ARCHITECTURES, experiment.task.head)
-    return Model(family.config(published))
+    return family.config(published)
+
+
+@pytest.fixture(scope="module")
+def model(experiment):
+    return Model(architecture(experiment))
 
 
 def test_there_are_configs():

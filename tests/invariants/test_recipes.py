@@ -9,11 +9,18 @@ import runpy
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import pytest
 
+from jaxformer import sharding
+from jaxformer.align import ModelReward
+from jaxformer.align.online import Online
+from jaxformer.align.pairs import Pairs
+from jaxformer.families import llama
 from jaxformer.fitting import fit
+from jaxformer.nn.model import Model
 from jaxformer.sharding import MeshConfig
-from jaxformer.source import from_pretrained
+from jaxformer.source import from_pretrained, save_pretrained
 from jaxformer.tasks import Classify, Instruct, Seq2Seq, Tag
 from jaxformer.testing import SENTENCES
 
@@ -25,6 +32,10 @@ FILES = {file.stem: file for file in sorted((Path(__file__).parents[2] / "config
 def record(task, i):
     """A record that the task can read."""
     text = f"{i} {SENTENCES[i % len(SENTENCES)]}" * 3
+    if isinstance(task, Online):
+        return {task.prompt: f"{i}+1=", **{name: str(i + 1) for name in task.given}}
+    if isinstance(task, Pairs):
+        return {task.prompt: "", task.chosen: text, task.rejected: f"{text}?", "margin": 1.0}
     if isinstance(task, Tag):
         words = text.split()
         return {task.words: words, task.tags: [task.labels[(i + j) % len(task.labels)] for j in range(len(words))]}
@@ -32,6 +43,13 @@ def record(task, i):
         return {task.messages: [{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": text}]}
     found = dict.fromkeys(task.columns or ("text",), text)
     return found | {task.label: task.labels[i % len(task.labels)]} if isinstance(task, Classify) else found
+
+
+def shorter(task):
+    """The task with short answers, and few of them."""
+    if isinstance(task, Online):
+        return replace(task, answer_length=6, group=min(task.group, 2))
+    return replace(task, target_length=16) if isinstance(task, Seq2Seq) else task
 
 
 def small(e, folder):
@@ -44,8 +62,8 @@ def small(e, folder):
         e,
         folder=str(folder / "runs"),
         data=replace(e.data, **here, held_out=4, mixture=mixture),
-        task=replace(e.task, target_length=16) if isinstance(e.task, Seq2Seq) else e.task,
-        tokenizer=replace(e.tokenizer, vocab_size=500),
+        task=shorter(e.task),
+        tokenizer=replace(e.tokenizer, vocab_size=min(500, e.tokenizer.vocab_size)),
         optimizer=replace(e.optimizer, warmup_steps=1),
         mesh=MeshConfig() if e.start is None else MeshConfig(data=1, fsdp=8),
         steps=2,
@@ -64,9 +82,21 @@ def small(e, folder):
     )
 
 
+def tiny(source, folder):
+    """A folder with a small random model that has the tokenizer of a published one."""
+    if not folder.exists():
+        _, _, tokenizer = from_pretrained(source)
+        sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+        model = Model(llama.config({"vocab_size": tokenizer.vocab_size} | sizes), compute="float32")
+        save_pretrained(folder, model, sharding.init(model, jax.random.key(0)), tokenizer)
+    return str(folder)
+
+
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
-    """A function from a config's name to its finished run; each is run once."""
+    """A function from a config's name to its finished run; each is run once. One of those that begin from a published
+    decoder does so here, the others from a small one.
+    """
     folder, runs = tmp_path_factory.mktemp("recipes"), {}
 
     def run(name):
@@ -75,8 +105,17 @@ def ran(tmp_path_factory):
             first = Path(experiment.start or "").name
             if first in FILES:
                 experiment = replace(experiment, start=str(run(first).folder))
+            elif str(experiment.start).endswith(".gguf") and name != "smollm2_instruct_lora":
+                experiment = replace(experiment, start=tiny(experiment.start, folder / "tiny"))
+            if isinstance(experiment.task, Online):
+                judges = tuple(map(judge, experiment.task.rewards))
+                experiment = replace(experiment, task=replace(experiment.task, rewards=judges))
             runs[name] = fit(small(experiment, folder), progress=False)
         return runs[name]
+
+    def judge(reward):
+        own = isinstance(reward, ModelReward)
+        return replace(reward, source=str(run(Path(reward.source).parent.name).folder / "model")) if own else reward
 
     return run
 
