@@ -1,11 +1,15 @@
 """Every notebook, run from top to bottom at a small size in a folder of its own."""
 
+import ast
 import base64
+import os
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
+
+from jaxformer.train.metrics import read_metrics
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -14,6 +18,10 @@ SMALL = {
 import inspect, json.decoder, json.encoder, textwrap
 TEXTS = [inspect.getsource(module) for module in (json, json.decoder, json.encoder, textwrap)]
 CHANGES = {"vocab": 512, "width": 64, "layers": 1, "rows": 8, "length": 32, "steps": 12}
+""",
+    "02_pretrain_to_chat": """
+CHANGES = {"people": 6, "pages": 200, "width": 64, "layers": 2, "rows": 8, "length": 64}
+CHANGES |= {"pretraining": 120, "instruction": 100, "preference": 8, "talks": 20, "draws": 16}
 """,
 }
 """What is put behind the cell tagged "parameters"."""
@@ -48,12 +56,12 @@ def executed(tmp_path_factory):
             at = next(i for i, cell in enumerate(notebook.cells) if "parameters" in tags(cell))
             notebook.cells.insert(at + 1, nbformat.v4.new_code_cell(SMALL[path.stem]))
             place = tmp_path_factory.mktemp(path.stem)
-            done[path.stem] = (
-                NotebookClient(
-                    notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(place)}}
-                ).execute(),
-                place,
+            client = NotebookClient(
+                notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(place)}}
             )
+            # Pictures are shown in the notebook, as where a reader runs it; the tests themselves show none.
+            env = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
+            done[path.stem] = client.execute(env=env), place
         return done[path.stem]
 
     return execute
@@ -94,3 +102,29 @@ def test_training_on_colab_is_cut_off_goes_on_draws_and_writes(executed):
     assert curve[0] == (place / "runs/colab/curves.png").read_bytes()
     for tag in ("samples", "reload"):
         assert len(outputs(notebook, tag)[0]) > 12
+
+
+@pytest.mark.slow
+def test_from_pretraining_to_chat_each_stage_shows_what_it_changed(executed):
+    notebook, place = executed(FOLDER / "02_pretrain_to_chat.ipynb")
+    runs = place / "runs/village"
+    for name, tag in (("pretraining", "pretrain"), ("instruction", "instruct")):
+        assert outputs(notebook, tag)[1] == [(runs / name / "curves.png").read_bytes()]
+        losses = [line["values"]["loss"] for line in read_metrics(runs / name) if "loss" in line["values"]]
+        assert losses[-1] < losses[0]
+    first, *_, last = (line["values"] for line in read_metrics(runs / "preference") if "margin" in line["values"])
+    assert first["margin"] == pytest.approx(0, abs=1e-4)
+    assert last["margin"] > 0
+    for tag in ("prefer", "stages"):
+        (picture,) = outputs(notebook, tag)[1]
+        assert picture.startswith(b"\x89PNG")
+        assert len(picture) > 10_000
+    told = outputs(notebook, "stages")[0]
+    table = ast.literal_eval(told[told.index("{") :])
+    assert [*table] == ["pretraining", "instruction", "preference"]
+    assert table["instruction"]["ended"] > table["pretraining"]["ended"]
+    talk = outputs(notebook, "chat")[0].splitlines()
+    asked = [i for i, line in enumerate(talk) if line.startswith("> ")]
+    assert len(asked) == 4
+    assert any(talk[i + 1] for i in asked)
+    assert talk[-1] == f"Go on in a terminal: jaxformer chat {runs / 'preference'}"
