@@ -13,11 +13,14 @@ from jaxformer.align.online import Online
 from jaxformer.experiment import Experiment
 from jaxformer.starting import Start
 from jaxformer.text import mixture, prepare
+from jaxformer.text.compressors import bits_per_byte
 from jaxformer.text.corpus import Corpus, Documents
+from jaxformer.text.files import read_json, write_json
 from jaxformer.text.index import Batches
 from jaxformer.text.prepare import Store
 from jaxformer.text.records import Document
 from jaxformer.text.rows import MixedRows
+from jaxformer.train.loop import Values
 from jaxformer.train.progress import TrainingProgress
 
 
@@ -80,6 +83,17 @@ def make_held_out(
         for corpus in corpora
         if len(corpus.held_out)
     ]
+
+
+def compressors(corpora: list[Corpus], folder: Path, say: TrainingProgress) -> Values:
+    """Bits per byte of what is held out, by compressors of texts; computed once in a run's folder."""
+    file = folder / "compressors.json"
+    if not file.exists():
+        with say.busy("compressing the held-out documents with zlib and lzma"):
+            parts = ([each.held_out for each in corpora], [each.training for each in corpora])
+            texts = ([text for part in side for document in part for text in document.texts()] for side in parts)
+            write_json(file, bits_per_byte(*texts))
+    return read_json(file)
 
 
 def _store(e: Experiment, documents: Documents, start: Start, say: TrainingProgress, folder: Path | None) -> Store:

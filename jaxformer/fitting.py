@@ -3,9 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import shutil
-import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,17 +19,17 @@ from jaxformer.align.learner import Learner
 from jaxformer.align.online import Online
 from jaxformer.evaluating import Evaluator, compiler_options
 from jaxformer.experiment import CHANGEABLE, Experiment
-from jaxformer.feed import Feed, check_rows, make_feed
+from jaxformer.feed import Feed, check_rows, compressors, make_feed
 from jaxformer.generation import Sample, generate
 from jaxformer.nn.model import Model
 from jaxformer.objective import ADAPTER
 from jaxformer.starting import Start
-from jaxformer.text.compressors import bits_per_byte
-from jaxformer.text.corpus import Corpus, open_corpora
+from jaxformer.text.corpus import open_corpora
 from jaxformer.text.files import read_json, write_json
 from jaxformer.text.index import prefetch
-from jaxformer.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from jaxformer.text.tokenizer import Tokenizer, load_tokenizer
 from jaxformer.text.turns import begun
+from jaxformer.train import stopping
 from jaxformer.train.checkpoint import Checkpoints
 from jaxformer.train.loop import Rhythm, Values, run
 from jaxformer.train.metrics import MetricsLog, shares
@@ -44,8 +41,6 @@ from jaxformer.train.step import Step, make_step
 OnMetrics = Callable[[int, Values], None]
 LOSS = "held_out/loss"
 SAMPLING = Sample(temperature=0.6, top_p=0.95)
-TOKENIZER_BYTES = 50_000_000
-"""Text that a tokenizer is trained on: more of it changes little and takes long."""
 
 
 @dataclass(frozen=True)
@@ -109,13 +104,13 @@ def fit(
             say.skipped(part.training.skipped)
         if not (of_data := folder.path / "data.json").exists():
             write_json(of_data, [corpus.described() for corpus in corpora])
-        tokenizer = _tokenizer(experiment, found, corpora, folder.path, say)
+        tokenizer = starting.tokenizer_of(experiment, found, corpora, folder.path, say)
         start = starting.begin(experiment, found, tokenizer, mesh)
         feed = make_feed(experiment, corpora, start, say)
         stack.enter_context(jax.set_mesh(mesh))
         fitter = Fitter(experiment, folder.path, start, feed, say, on_metrics)
         if experiment.compressors and feed.held_out:
-            fitter.marks = _compressors(corpora, folder.path, say)
+            fitter.marks = compressors(corpora, folder.path, say)
         return fitter.run()
 
 
@@ -169,7 +164,7 @@ class Fitter:
             interrupted = False
             if not rhythm.is_over(int(state.step), history):
                 at = int(state.step)
-                with self.say.training(at), _signals() as stop, self.batches(at) as batches:
+                with self.say.training(at), stopping.signals() as stop, self.batches(at) as batches:
                     parts = self.step, state, self.start.frozen, batches, rhythm, self
                     state = run(*parts, history=history, should_stop=stop.is_set)
                 self.checkpoints.wait()
@@ -333,63 +328,3 @@ def averaged(state: TrainState) -> Any:
     """The parameters to use: their moving average where the optimizer keeps one."""
     average = optimizer.ema_params(state.opt_state)
     return state.params if average is None else average
-
-
-def _tokenizer(
-    experiment: Experiment, found: source.Loaded | None, corpora: list[Corpus], folder: Path, say: TrainingProgress
-) -> Tokenizer | None:
-    """The tokenizer of the model that was found, or the run's own, trained once; None for ready-made tokens."""
-    place = folder / "tokenizer"
-    if not place.exists():
-        tokenizer = found[2] if found else _trained_tokenizer(experiment, corpora, say)
-        if tokenizer is None:
-            return None
-        part = folder / ".tokenizer.part"
-        shutil.rmtree(part, ignore_errors=True)
-        tokenizer.save(part)
-        part.rename(place)
-    return found[2] if found else load_tokenizer(place)
-
-
-def _trained_tokenizer(experiment: Experiment, corpora: list[Corpus], say: TrainingProgress) -> Tokenizer | None:
-    samples = [corpus.training.sample(TOKENIZER_BYTES // len(corpora)) for corpus in corpora]
-    texts = [text for sample in samples for document in sample for text in document.texts()]
-    if not texts:
-        return None
-    specials = tuple(dict.fromkeys((*experiment.tokenizer.specials, *experiment.task.specials)))
-    with say.busy(f"training a tokenizer on {sum(map(len, texts)) / 1e6:.1f} M characters"):
-        tokenizer = train_tokenizer(dataclasses.replace(experiment.tokenizer, specials=specials), texts)
-    return starting.taught(tokenizer, experiment)
-
-
-def _compressors(corpora: list[Corpus], folder: Path, say: TrainingProgress) -> Values:
-    file = folder / "compressors.json"
-    if not file.exists():
-        with say.busy("compressing the held-out documents with zlib and lzma"):
-            parts = ([each.held_out for each in corpora], [each.training for each in corpora])
-            texts = ([text for part in side for document in part for text in document.texts()] for side in parts)
-            write_json(file, bits_per_byte(*texts))
-    return read_json(file)
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set; a second Ctrl-C interrupts at once. Elsewhere than in the main thread
-    signals cannot be caught, and the event stays unset.
-    """
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def handle(number: int, frame: Any) -> None:
-        if stop.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.set()
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

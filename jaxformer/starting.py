@@ -1,8 +1,10 @@
 """What a run begins with: a model, its tokenizer, the parameters that move, how, and those that stay."""
 
 import dataclasses
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,10 +19,14 @@ from jaxformer.config import Card, LearnedConfig, ModelConfig
 from jaxformer.experiment import Experiment
 from jaxformer.nn.model import Model
 from jaxformer.text import chat
-from jaxformer.text.tokenizer import Tokenizer
+from jaxformer.text.corpus import Corpus
+from jaxformer.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from jaxformer.train.progress import TrainingProgress
 from jaxformer.train.state import INIT, stream_key
 
 Params = Mapping[str, Any]
+TOKENIZER_BYTES = 50_000_000
+"""Text that a tokenizer is trained on: more of it changes little and takes long."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,22 @@ def loaded(experiment: Experiment, mesh: Mesh) -> source.Loaded | None:
     return model, params, None if tokenizer is None else taught(tokenizer, e)
 
 
+def tokenizer_of(
+    experiment: Experiment, found: source.Loaded | None, corpora: list[Corpus], folder: Path, say: TrainingProgress
+) -> Tokenizer | None:
+    """The tokenizer of the model that was found, or the run's own, trained once; None for ready-made tokens."""
+    place = folder / "tokenizer"
+    if not place.exists():
+        tokenizer = found[2] if found else _trained_tokenizer(experiment, corpora, say)
+        if tokenizer is None:
+            return None
+        part = folder / ".tokenizer.part"
+        shutil.rmtree(part, ignore_errors=True)
+        tokenizer.save(part)
+        part.rename(place)
+    return found[2] if found else load_tokenizer(place)
+
+
 def taught(tokenizer: Tokenizer, experiment: Experiment) -> Tokenizer:
     """The tokenizer to publish with the model: with the chat template of the experiment's task, if it has one."""
     task = experiment.task
@@ -119,6 +141,17 @@ def rule(experiment: Experiment, half: bool) -> optax.GradientTransformation:
     e = experiment
     made = optimizer.make_optimizer(e.optimizer, e.steps * updates_of(e), dynamic_scale=half)
     return learner.optimizer(e.task, made) if isinstance(e.task, Online) else made
+
+
+def _trained_tokenizer(experiment: Experiment, corpora: list[Corpus], say: TrainingProgress) -> Tokenizer | None:
+    samples = [corpus.training.sample(TOKENIZER_BYTES // len(corpora)) for corpus in corpora]
+    texts = [text for sample in samples for document in sample for text in document.texts()]
+    if not texts:
+        return None
+    specials = tuple(dict.fromkeys((*experiment.tokenizer.specials, *experiment.task.specials)))
+    with say.busy(f"training a tokenizer on {sum(map(len, texts)) / 1e6:.1f} M characters"):
+        tokenizer = train_tokenizer(dataclasses.replace(experiment.tokenizer, specials=specials), texts)
+    return taught(tokenizer, experiment)
 
 
 def _helped(e: Experiment, model: Model, params: dict[str, Any], mesh: Mesh) -> tuple[Model, dict[str, Any]]:
