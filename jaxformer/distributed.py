@@ -52,7 +52,7 @@ def join(launch: Launch) -> None:
     Raises one ValueError that lists every option that is missing or wrong.
     """
     found = launcher()
-    if wrong := _problems(launch, found):
+    if wrong := problems(launch, found):
         raise ValueError("the processes of a run cannot meet:\n" + "\n".join(f"  - {line}" for line in wrong))
     if launch.processes == 1 or (found is None and launch.coordinator is None):
         return
@@ -88,7 +88,8 @@ def launcher() -> str | None:
     return "Kubernetes" if {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= env.keys() else None
 
 
-def _problems(launch: Launch, found: str | None) -> list[str]:
+def problems(launch: Launch, found: str | None) -> list[str]:
+    """Every option that is missing or wrong where `found` is the launcher."""
     given = {"coordinator": launch.coordinator, "processes": launch.processes, "process": launch.process}
     missing = [f"--{name}" for name, value in given.items() if value is None]
     wrong = []
