@@ -2,21 +2,22 @@
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxformer import codec, sharding
+from jaxformer import codec, distributed, sharding
 from jaxformer.align.online import Online
 from jaxformer.align.rewards import Judges
 from jaxformer.align.rollout import Roller
 from jaxformer.experiment import Experiment
 from jaxformer.feed import HeldOut
 from jaxformer.objective import Predicting
+from jaxformer.sharding import MeshConfig
 from jaxformer.starting import Start
 from jaxformer.text.corpus import DataConfig
 from jaxformer.text.files import read_json
@@ -25,6 +26,8 @@ from jaxformer.train import evaluate
 from jaxformer.train.loop import Values
 from jaxformer.train.progress import TrainingProgress
 from jaxformer.train.state import EVALUATION, stream_key
+
+T = TypeVar("T")
 
 
 class Evaluator:
@@ -67,11 +70,15 @@ class Evaluator:
             return {}
         for part in self.parts:
             documents = list(itertools.islice(part.documents, e.predictions))
-            with self.say.busy(f"predicting for {len(documents)} held-out documents"):
-                held = self.start.variables(trained)
-                found = task.predict(self.start.model, held, tokenizer, documents, e.rows, e.length)
+
+            def scored(held: Any) -> Values:
+                with self.say.busy(f"predicting for {len(documents)} held-out documents"):
+                    found = task.predict(self.start.model, held, tokenizer, documents, e.rows, e.length)
+                return dict(task.score(found, documents))
+
             before = f"{part.name}/" if part.name else ""
-            scores |= {f"{before}{name}": value for name, value in task.score(found, documents).items()}
+            found = by_first(scored, self.start.variables(trained))
+            scores |= {f"{before}{name}": value for name, value in found.items()}
         return scores
 
     def _sums(self, part: HeldOut, trained: Any, most: int | None, stride: int | None) -> evaluate.Sums:
@@ -79,7 +86,10 @@ class Evaluator:
         numbers = range(len(batches)) if most is None else np.linspace(0, len(batches) - 1, min(most, len(batches)))
         if self.roller is not None:
             return evaluate.added(self._drawn(batches.batch(int(n)), trained) for n in numbers)
-        placed = (sharding.place_batch(batches.batch(int(n)), self.start.mesh) for n in numbers)
+        rows, mesh = self.experiment.rows, self.start.mesh
+        mine = sharding.local_rows(mesh, rows)
+        made = ([batches.batch(int(n), part) for part in mine] for n in numbers)
+        placed = (sharding.place_rows(parts, rows, mesh) for parts in made)
         return evaluate.evaluate(self.eval_step, trained, self.start.frozen, placed)
 
     def _drawn(self, batch: Batch, trained: Any) -> evaluate.Sums:
@@ -98,6 +108,23 @@ class Evaluator:
     def _make_batches(self, part: HeldOut, stride: int | None) -> EvaluationBatches:
         e, context = self.experiment, {} if stride is None else {"stride": stride}
         return EvaluationBatches(e.task.rows(part.store, self.start.tokenizer, e.length, None, **context), e.rows)
+
+
+def by_first(work: Callable[[Any], T], params: Any) -> T:
+    """work(params), of several processes in the first alone, with all of `params` on one of its devices.
+
+    What it returns, JSON values, is told to all.
+    """
+    if jax.process_count() == 1:
+        return work(params)
+    whole = distributed.collected(params)
+
+    def alone() -> T:
+        device = jax.local_devices()[0]
+        with jax.set_mesh(sharding.make_mesh(MeshConfig(), [device])):
+            return work(jax.device_put(whole, device))
+
+    return distributed.from_first(alone)
 
 
 def _roller(experiment: Experiment, start: Start) -> Roller | None:

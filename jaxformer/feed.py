@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
-from jaxformer import codec, sharding
+from jaxformer import codec, distributed, sharding
 from jaxformer.align.online import Online
 from jaxformer.experiment import Experiment
 from jaxformer.starting import Start
@@ -25,8 +26,10 @@ from jaxformer.train.progress import TrainingProgress
 
 
 def check_rows(experiment: Experiment, mesh: Mesh) -> None:
-    """Raises ValueError where the rows of a batch cannot be shared evenly by the devices."""
+    """Raises ValueError where the rows of a batch cannot be shared evenly by the devices, or not by processes."""
     sharing, task = math.prod(mesh.shape[axis] for axis in sharding.BATCH), experiment.task
+    if isinstance(task, Online) and jax.process_count() > 1:
+        raise ValueError("a task that learns from its own answers runs in one process: start it without the others")
     rows = experiment.rows * task.group // task.minibatches if isinstance(task, Online) else experiment.rows
     if rows // experiment.accumulate % sharing:
         raise ValueError(
@@ -106,11 +109,6 @@ def _store(e: Experiment, documents: Documents, start: Start, say: TrainingProgr
     template = "" if tokenizer is None else tokenizer.chat_template or ""
     fingerprint = f"{codec.to_json(task)} {tokenizer and tokenizer.fingerprint()}{template}"
     with say.preparing(len(documents)) as progress:
-        return prepare.prepare(
-            documents,
-            examples,
-            task.fields(start.model.config.vocab),
-            fingerprint,
-            folder,
-            progress=progress,
-        )
+        fields = task.fields(start.model.config.vocab)
+        made = lambda: prepare.prepare(documents, examples, fields, fingerprint, folder, progress=progress)
+        return distributed.in_turn(made)

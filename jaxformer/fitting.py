@@ -14,10 +14,10 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxformer import codec, optimizer, sharding, source, starting, tree
+from jaxformer import codec, distributed, optimizer, sharding, source, starting, tree
 from jaxformer.align.learner import Learner
 from jaxformer.align.online import Online
-from jaxformer.evaluating import Evaluator, compiler_options
+from jaxformer.evaluating import Evaluator, by_first, compiler_options
 from jaxformer.experiment import CHANGEABLE, Experiment
 from jaxformer.feed import Feed, check_rows, compressors, make_feed
 from jaxformer.generation import Sample, generate
@@ -94,15 +94,20 @@ def fit(
     mesh = sharding.make_mesh(experiment.mesh)
     check_rows(experiment, mesh)
     corpora = open_corpora(data, experiment.data, experiment.task.columns)
-    with RunFolder(experiment.path, fresh=fresh) as folder, contextlib.ExitStack() as stack:
-        given = None if data is None else f"{corpora[0].training.fingerprint} {corpora[0].held_out.fingerprint}"
-        changes = folder.claim(experiment.identity(given), CHANGEABLE)
-        say = TrainingProgress(experiment.steps, quiet=not progress)
+    given = None if data is None else f"{corpora[0].training.fingerprint} {corpora[0].held_out.fingerprint}"
+    with contextlib.ExitStack() as stack:
+
+        def claimed() -> tuple[RunFolder, list[str]]:
+            folder = stack.enter_context(RunFolder(experiment.path, fresh=fresh))
+            return folder, folder.claim(experiment.identity(given), CHANGEABLE)
+
+        folder, changes = distributed.in_turn(claimed)
+        say = TrainingProgress(experiment.steps, quiet=not progress or not distributed.is_first())
         say.changes(folder.path, changes)
         found = starting.loaded(experiment, mesh)
         for part in corpora:
             say.skipped(part.training.skipped)
-        if not (of_data := folder.path / "data.json").exists():
+        if distributed.is_first() and not (of_data := folder.path / "data.json").exists():
             write_json(of_data, [corpus.described() for corpus in corpora])
         tokenizer = starting.tokenizer_of(experiment, found, corpora, folder.path, say)
         start = starting.begin(experiment, found, tokenizer, mesh)
@@ -110,7 +115,7 @@ def fit(
         stack.enter_context(jax.set_mesh(mesh))
         fitter = Fitter(experiment, folder.path, start, feed, say, on_metrics)
         if experiment.compressors and feed.held_out:
-            fitter.marks = compressors(corpora, folder.path, say)
+            fitter.marks = distributed.from_first(lambda: compressors(corpora, folder.path, say))
         return fitter.run()
 
 
@@ -154,10 +159,9 @@ class Fitter:
         """Restore or begin, take the steps that are left, and finish."""
         e = self.experiment
         self.checkpoints = Checkpoints(self.folder / "checkpoints", e.keep, e.keep_every, ("loss", "min"))
-        with self.checkpoints, MetricsLog(self.folder) as self.log:
+        with self.checkpoints, MetricsLog(self.folder) as self.log, distributed.all_alive():
             state = self._restored() or self.fresh()
-            self.log.truncate(int(state.step))
-            history = [line["values"][LOSS] for line in self.log.lines() if LOSS in line["values"]]
+            history = distributed.from_first(lambda: self._history(int(state.step)))
             # In float16 steps are skipped while the loss scale finds its place.
             not_finite = "skip" if self.half else e.not_finite
             rhythm = Rhythm(e.steps, e.evaluate_every, e.save_every, not_finite, e.patience)
@@ -166,9 +170,9 @@ class Fitter:
                 at = int(state.step)
                 with self.say.training(at), stopping.signals() as stop, self.batches(at) as batches:
                     parts = self.step, state, self.start.frozen, batches, rhythm, self
-                    state = run(*parts, history=history, should_stop=stop.is_set)
+                    state = run(*parts, history=history, should_stop=stop)
                 self.checkpoints.wait()
-                interrupted = stop.is_set() and not rhythm.is_over(int(state.step), history)
+                interrupted = stop.is_asked and not rhythm.is_over(int(state.step), history)
             if interrupted:
                 self.say.notice(f"stopped at step {int(state.step)} of {e.steps}; the same line goes on from there")
                 return Run(self.folder, self.start, state, self.tokenizer, {}, False)
@@ -211,7 +215,7 @@ class Fitter:
     def _finish(self, state: TrainState) -> Run:
         """Evaluate on everything, publish the model, complete the prompts. Done once: result.json is written last."""
         e, file = self.experiment, self.folder / "result.json"
-        result = read_json(file)
+        result = distributed.from_first(lambda: read_json(file))
         if result.get("step") == int(state.step):
             self.say.notice(
                 f"{self.folder} is finished: {int(state.step)} steps. More --steps go on, --fresh starts over"
@@ -227,9 +231,9 @@ class Fitter:
             self.say.result(result["evaluation"], self.marks)
             if spent:
                 self.say.notice(f"time: {', '.join(f'{name} {share:.0%}' for name, share in spent.items())}")
-            for text in self._completions(state):
-                self.say.completion(*text)
-            write_json(file, result)
+            if self.tokenizer is not None and e.prompts:
+                by_first(self._complete, self.start.whole(averaged(state)))
+            distributed.from_first(lambda: write_json(file, result))
         return Run(self.folder, self.start, state, self.tokenizer, result["evaluation"], True)
 
     def _publish(self, state: TrainState) -> None:
@@ -238,28 +242,31 @@ class Fitter:
         An architecture that is no family's stays a run that only this library reads.
         """
         trained = averaged(state)
-        try:
-            model, whole = self.start.published(trained)
-            source.save_pretrained(self.folder / "model", model, whole, self.tokenizer)
-            if (adapter := self.start.variables(trained).get(ADAPTER)) is not None:
-                heads = (
-                    {} if self.start.helpers else {name: part for name, part in trained.items() if name != ADAPTER}
-                )
-                source.save_adapter(self.folder / "adapter", model, adapter, heads, self.experiment.start)
-        except ValueError as error:
-            self.say.notice(f"model/ is not written, checkpoints/ holds the parameters: {error}")
+        model, whole = self.start.published(trained)
+        whole, adapter = distributed.collected((whole, self.start.variables(trained).get(ADAPTER)))
+        heads = {} if self.start.helpers or adapter is None else {k: v for k, v in trained.items() if k != ADAPTER}
+        heads = distributed.collected(heads)
 
-    def _completions(self, state: TrainState) -> Iterator[tuple[str, str]]:
+        def write() -> None:
+            try:
+                source.save_pretrained(self.folder / "model", model, whole, self.tokenizer)
+                if adapter is not None:
+                    source.save_adapter(self.folder / "adapter", model, adapter, heads, self.experiment.start)
+            except ValueError as error:
+                self.say.notice(f"model/ is not written, checkpoints/ holds the parameters: {error}")
+
+        distributed.from_first(write)
+
+    def _complete(self, params: Any) -> None:
         e, tokenizer = self.experiment, self.tokenizer
-        if tokenizer is None or not e.prompts:
-            return
-        params = self.start.whole(averaged(state))
+        assert tokenizer is not None
         for number, prompt in enumerate(e.prompts):
             ids = begun(tokenizer, tokenizer.encode(prompt))
             key = jax.random.fold_in(stream_key(e.seed, ROLLOUT, 0), number)
             eos = () if tokenizer.eos is None else tokenizer.eos
             out = generate(self.model, params, [ids], e.prompt_tokens, strategy=SAMPLING, eos=eos, key=key)
-            yield prompt, tokenizer.decode([*ids, *out.tokens[0, : out.lengths[0]].tolist()])[len(prompt) :]
+            text = tokenizer.decode([*ids, *out.tokens[0, : out.lengths[0]].tolist()])
+            self.say.completion(prompt, text[len(prompt) :])
 
     def abstract(self) -> TrainState:
         """Shapes, dtypes and places of the state's leaves."""
@@ -272,12 +279,17 @@ class Fitter:
         return TrainState(step=jax.device_put(np.int32(0), self.homes.step), params=params, opt_state=opt_state)
 
     def _restored(self) -> TrainState | None:
-        if self.checkpoints.latest() is None:
+        if (newest := distributed.from_first(self.checkpoints.latest)) is None:
             return None
-        state, data, _ = self.checkpoints.restore(self.abstract())
+        state, data, _ = self.checkpoints.restore(self.abstract(), newest)
         self.feed.batches.check(data)
         self.say.notice(f"going on from step {int(state.step)}")
         return state
+
+    def _history(self, step: int) -> list[float]:
+        """The losses of the evaluations until `step`; the log is cut back to it."""
+        self.log.truncate(step)
+        return [line["values"][LOSS] for line in self.log.lines() if LOSS in line["values"]]
 
     def _mean(self, state: TrainState) -> TrainState:
         """The state with the mean of the newest checkpoints' parameters, summed in float32."""
@@ -291,11 +303,14 @@ class Fitter:
     @contextlib.contextmanager
     def batches(self, start: int) -> Iterator[Iterator[Any]]:
         """Batches on their devices, made one or two ahead by a thread."""
-        with contextlib.closing(prefetch(self.feed.batches.batch, start)) as batches:
-            if isinstance(self.step, Learner):
+        rows, whole = self.feed.batches.batch_size, self.feed.batches.batch
+        if isinstance(self.step, Learner):
+            with contextlib.closing(prefetch(whole, start)) as batches:
                 yield batches  # of prompts, which stay here
-            else:
-                yield (sharding.place_batch(batch, self.mesh) for batch in batches)
+            return
+        mine = sharding.local_rows(self.mesh, rows)
+        with contextlib.closing(prefetch(lambda n: [whole(n, part) for part in mine], start)) as parted:
+            yield (sharding.place_rows(parts, rows, self.mesh) for parts in parted)
 
 
 def reopened(experiment: Experiment, folder: Path, mesh: Mesh) -> Start:

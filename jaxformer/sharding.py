@@ -162,6 +162,26 @@ def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Array]
     }
 
 
+def local_rows(mesh: Mesh, rows: int) -> list[slice]:
+    """Which of a batch's rows the devices of this process hold, each stretch once."""
+    held = NamedSharding(mesh, P(BATCH)).addressable_devices_indices_map((rows,)).values()
+    return [slice(*bounds) for bounds in sorted({index[0].indices(rows)[:2] for index in held if index})]
+
+
+def place_rows(parts: Sequence[Mapping[str, np.ndarray]], rows: int, mesh: Mesh) -> dict[str, Array]:
+    """A batch of so many rows as global arrays, of which this process has made its `local_rows` alone."""
+    sharding, starts = NamedSharding(mesh, P(BATCH)), [part.start for part in local_rows(mesh, rows)]
+
+    def array(name: str) -> Array:
+        def values(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None
+            return parts[starts.index(index[0].indices(rows)[0])][name][:, *index[1:]]
+
+        return jax.make_array_from_callback((rows, *parts[0][name].shape[1:]), sharding, values)
+
+    return {name: array(name) for name in parts[0]}
+
+
 def _fits(mesh: Mesh, shape: tuple[int, ...], placement: Placement) -> bool:
     sizes = shape[len(shape) - len(placement) :]
     return all(size % _size(mesh, axis) == 0 for size, axis in zip(sizes, placement, strict=True))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from jaxformer import lora, objective, optimizer, quantize, sharding, source, tree
+from jaxformer import distributed, lora, objective, optimizer, quantize, sharding, source, tree
 from jaxformer.align import learner
 from jaxformer.align.online import Online
 from jaxformer.config import Card, LearnedConfig, ModelConfig
@@ -91,15 +91,20 @@ def tokenizer_of(
 ) -> Tokenizer | None:
     """The tokenizer of the model that was found, or the run's own, trained once; None for ready-made tokens."""
     place = folder / "tokenizer"
-    if not place.exists():
-        tokenizer = found[2] if found else _trained_tokenizer(experiment, corpora, say)
-        if tokenizer is None:
-            return None
-        part = folder / ".tokenizer.part"
-        shutil.rmtree(part, ignore_errors=True)
-        tokenizer.save(part)
-        part.rename(place)
-    return found[2] if found else load_tokenizer(place)
+
+    def write() -> bool:
+        if not place.exists():
+            tokenizer = found[2] if found else _trained_tokenizer(experiment, corpora, say)
+            if tokenizer is None:
+                return False
+            part = folder / ".tokenizer.part"
+            shutil.rmtree(part, ignore_errors=True)
+            tokenizer.save(part)
+            part.rename(place)
+        return True
+
+    is_there = distributed.from_first(write)
+    return found[2] if found else load_tokenizer(place) if is_there else None
 
 
 def taught(tokenizer: Tokenizer, experiment: Experiment) -> Tokenizer:

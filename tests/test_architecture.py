@@ -20,7 +20,7 @@ FLOORS = (
     {"parts", "codec", "names", "tree", "sandbox"},
     {"config"},
     {"families", "text", "nn"},
-    {"opt_state", "scores", "flops"},
+    {"opt_state", "scores", "flops", "distributed"},
     {"losses", "optimizer", "sharding", "lora", "quantize"},
     {"weights", "train", "generation"},
     {"objective"},

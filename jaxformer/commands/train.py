@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import jax
 import tyro
 from rich.console import Console
 from rich.table import Table
 
-from jaxformer import machine
+from jaxformer import distributed, machine
+from jaxformer.distributed import Launch
 from jaxformer.experiment import Experiment
 from jaxformer.fitting import fit
 from jaxformer.replaying import Replay, replay
@@ -30,6 +32,8 @@ class Options:
     """Delete what the run's folder holds, and start over."""
     replay: int | None = None
     """Take this step of the run again and tell of it; nothing is written into the run's folder."""
+    launch: Annotated[Launch, tyro.conf.arg(name="")] = Launch()
+    """How several processes find each other."""
 
 
 def main(arguments: list[str]) -> int:
@@ -40,12 +44,15 @@ def main(arguments: list[str]) -> int:
     if not arguments or arguments[0].startswith("-"):
         raise ValueError(f"which experiment? {OF_A_CONFIG}")
     options = parse(load(Path(arguments[0])), arguments[1:])
+    if options.replay is not None and options.fresh:
+        raise ValueError("--replay and --fresh: one looks into a run, the other deletes it; give one of them")
+    distributed.join(options.launch)
     machine.use_compilation_cache()
-    for line in machine.warnings():
+    for line in machine.warnings() if distributed.is_first() else ():
         print(f"warning: {line}", file=sys.stderr)
     if options.replay is not None:
-        if options.fresh:
-            raise ValueError("--replay and --fresh: one looks into a run, the other deletes it; give one of them")
+        if jax.process_count() > 1:
+            raise ValueError("--replay looks into a run from one process: start it without the others")
         tell(replay(options.experiment, options.replay))
         return 0
     return 0 if fit(options.experiment, fresh=options.fresh).finished else 130

@@ -14,6 +14,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import EngFormatter, ScalarFormatter
 from tensorboardX import SummaryWriter
 
+from jaxformer import distributed
+
 FILE, PICTURE, EVENTS = "metrics.jsonl", "curves.png", "tensorboard"
 PARTS = ("rollout", "reward", "learning")
 """What a step that learns from its own answers spends its time on."""
@@ -25,17 +27,20 @@ class MetricsLog:
 
     A line is {"step": n, "values": {...}, "time": {...}}. A run that is interrupted and resumed writes the
     same steps and values, bit for bit, as one that is not; what depends on the clock stands under "time".
-    To resume, `truncate` first. A context manager.
+    To resume, `truncate` first. A context manager. Of several processes the first alone writes.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        self._is_mute = not distributed.is_first()
         self._first = 0
         self._file: TextIO | None = None
         self._events: SummaryWriter | None = None
 
     def write(self, step: int, values: Mapping[str, float], time: Mapping[str, float]) -> None:
         """Append one line, and the values to the TensorBoard events; floats are written to the last bit."""
+        if self._is_mute:
+            return
         line = {"step": step, "values": dict(values), "time": dict(time)}
         if self._file is None:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -50,7 +55,7 @@ class MetricsLog:
         self.close()
         self._first = step + 1
         path = self.folder / FILE
-        if path.exists():
+        if path.exists() and not self._is_mute:
             kept = b"".join(raw for raw, line in _parsed(path) if line["step"] <= step)
             _replace(path, kept)
 
@@ -61,7 +66,8 @@ class MetricsLog:
     def draw(self) -> Path:
         """Draw curves.png anew from all lines, and return its path."""
         path = self.folder / PICTURE
-        draw_curves(self.lines(), path, self.folder.resolve().name)
+        if not self._is_mute:
+            draw_curves(self.lines(), path, self.folder.resolve().name)
         return path
 
     def close(self) -> None:

@@ -10,15 +10,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from jaxformer import tree
+from jaxformer import distributed, tree
 
 VERSION = 1
 
 
 class RunFolder:
-    """`folder` with its lock, while the context lasts.
+    """`folder` with its lock, while the context lasts. Of the processes of one run the first holds it for all.
 
-    Raises RuntimeError where another live process holds it; the lock of a process that died counts for nothing.
+    Raises RuntimeError where another live run holds it; the lock of a process that died counts for nothing.
     """
 
     def __init__(self, folder: str | Path, *, fresh: bool = False) -> None:
@@ -26,6 +26,8 @@ class RunFolder:
         self.fresh = fresh
 
     def __enter__(self) -> Self:
+        if not distributed.is_first():
+            return self
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = (self.path / "lock").open("a+")
         try:
@@ -40,7 +42,8 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._lock.close()
+        if distributed.is_first():
+            self._lock.close()
 
     def _take(self) -> None:
         try:
@@ -73,6 +76,8 @@ class RunFolder:
     def claim(self, experiment: Mapping[str, Any], changeable: Sequence[str]) -> list[str]:
         """Enter `experiment` (JSON values) as the folder's own; return what it changes of the one that was there.
 
+        To be called in the first process before all others, whose experiment must be the same.
+
         Only what a pattern of `changeable` describes may change; anything else raises a ValueError that lists the
         differences and the ways out.
         """
@@ -87,6 +92,9 @@ class RunFolder:
             changed = [path for path in sorted(old | new) if old.get(path) != new.get(path)]
             lines = {path: f"{path.replace('/', '.')}: {old.get(path)} -> {new.get(path)}" for path in changed}
             wrong = [p for p in changed if not any(tree.matches(pattern, p) for pattern in changeable)]
+            if changed and not distributed.is_first():
+                listed = "\n".join(f"  - {line}" for line in lines.values())
+                raise ValueError(f"this process was given another experiment than process 0:\n{listed}")
             if wrong:
                 raise ValueError(
                     f"{self.path} belongs to another experiment:\n"
