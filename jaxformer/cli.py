@@ -11,6 +11,7 @@ COMMANDS = {
     "chat": "talk with a model that was trained on conversations: jaxformer chat FOLDER",
     "convert": "write any checkpoint in the published layout: jaxformer convert SOURCE FOLDER",
     "verify": "look a published model over, layer by layer: jaxformer verify FOLDER",
+    "checkpoint": "look after what a run has saved: jaxformer checkpoint list | verify | prune FOLDER",
     "doctor": "say what is installed, which devices are used, and what is wrong",
 }
 
