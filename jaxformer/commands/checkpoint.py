@@ -123,7 +123,8 @@ def prune(folder: Path, rule: Prune, console: Console) -> None:
     """Delete what the rule doesn't keep, and say so."""
     if rule.keep < 1 or (rule.every is not None and rule.every < 1):
         raise ValueError(f"--keep is {rule.keep}, --every {rule.every}: make them at least 1")
-    with contextlib.nullcontext() if rule.dry_run else RunFolder(folder.parent):
+    is_of_run = folder.name == "checkpoints"
+    with RunFolder(folder.parent) if is_of_run and not rule.dry_run else contextlib.nullcontext():
         steps = steps_in(folder)
         kept = Retention(folder, rule.keep, rule.every, BEST).kept(steps, {})
         newest_kept_first = sorted(steps, key=lambda step: (step in kept, step), reverse=True)

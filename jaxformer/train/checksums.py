@@ -48,7 +48,7 @@ def write(folder: Path) -> None:
         "devices": jax.device_count(),
         "platform": jax.default_backend(),
     }
-    files = {str(name): _measured(folder / name) for name in _files(folder)}
+    files = {str(name): _measured(folder / name) for name in _files(folder) if name.name != FILE}
     with (folder / FILE).open("w", encoding="utf-8") as file:
         file.write(_text({"version": VERSION, "saved": saved, "files": files}))
         file.flush()
@@ -60,11 +60,12 @@ def read(folder: Path) -> Json | None:
     try:
         text = (folder / FILE).read_bytes().decode()
         value = json.loads(text)
-        if _text({name: part for name, part in value.items() if name != "sha256"}) == text:
-            return dict(value)
+        plain = {name: part for name, part in value.items() if name != "sha256"}
+        if _text(plain) == text and plain["version"] == VERSION and _is_complete(**plain):
+            return plain
     except FileNotFoundError:
         return None
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
         pass
     raise ValueError(f"{FILE}: is not as it was written")
 
@@ -84,8 +85,9 @@ def damages(
     if listed is None:
         return _unreadable(folder, without)
     files = {name: want for name, want in listed["files"].items() if name.partition("/")[0] not in without}
+    there = {*map(str, _files(folder))}  # what is not there is not opened: a name could lead anywhere
     with ThreadPoolExecutor(THREADS) as pool:
-        compared = lambda name: _difference(folder, name, files[name], done)
+        compared = lambda name: _difference(folder / name, files[name], done) if name in there else "is missing"
         return [f"{name}: {line}" for name, line in zip(files, pool.map(compared, files), strict=True) if line]
 
 
@@ -118,11 +120,10 @@ def _measured(path: Path) -> Json:
         return {"bytes": file.tell(), "sha256": digest}
 
 
-def _difference(folder: Path, name: str, want: Json, done: Callable[[int], None]) -> str | None:
+def _difference(path: Path, want: Json, done: Callable[[int], None]) -> str | None:
     """What is wrong with a file; None where nothing is."""
-    path = folder / name
     if path.is_symlink() or not path.is_file():
-        return "is missing"
+        return "is no file"
     try:
         found = _measured(path)
     except OSError as error:
@@ -133,6 +134,13 @@ def _difference(folder: Path, name: str, want: Json, done: Callable[[int], None]
     if found["bytes"] != want["bytes"]:
         return f"has {found['bytes']:,} bytes, {want['bytes']:,} were written"
     return None if found["sha256"] == want["sha256"] else "its bytes are not those that were written"
+
+
+def _is_complete(version: int, saved: Json, files: Json) -> bool:
+    """Whether all is there that readers take for granted, for somebody else may have written it."""
+    numbers = [saved["processes"], saved["devices"], *(file["bytes"] for file in files.values())]
+    texts = [saved["time"], saved["platform"], *(file["sha256"] for file in files.values())]
+    return all(isinstance(value, int) for value in numbers) and all(isinstance(value, str) for value in texts)
 
 
 def _text(value: Json) -> str:
