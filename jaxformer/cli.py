@@ -11,15 +11,18 @@ COMMANDS = {
     "chat": "talk with a model that was trained on conversations: jaxformer chat FOLDER",
     "convert": "write any checkpoint in the published layout: jaxformer convert SOURCE FOLDER",
     "verify": "look a published model over, layer by layer: jaxformer verify FOLDER",
+    "checkpoint": "look after what a run has saved: jaxformer checkpoint list | verify | prune FOLDER",
     "doctor": "say what is installed, which devices are used, and what is wrong",
 }
+LIBRARIES = ("jax", "jaxlib", "flax", "orbax")
+"""Whose errors are no message to a user."""
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The console script. Exits with 2 for a command it doesn't know, 1 for input that cannot be used."""
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name in ("-h", "--help"):
-        lines = "\n".join(f"  {command:10}{summary}" for command, summary in COMMANDS.items())
+        lines = "\n".join(f"  {command:11}{summary}" for command, summary in COMMANDS.items())
         print(f"usage: jaxformer COMMAND ...\n\n{lines}\n\njaxformer COMMAND --help tells its options.")
     elif name not in COMMANDS:
         sys.exit(_complain(f"unknown command {name!r}: expected one of {', '.join(COMMANDS)}", 2))
@@ -39,7 +42,7 @@ def _dispatch(name: str, arguments: list[str]) -> int:
         return 1
     except (ValueError, OSError, RuntimeError, FloatingPointError, ImportError) as error:
         is_found_missing = isinstance(error, ImportError) and error.name is not None  # by Python, not by us
-        if is_found_missing or type(error).__module__.startswith(("jax", "flax", "orbax")):
+        if is_found_missing or type(error).__module__.partition(".")[0] in LIBRARIES:
             raise  # a fault of ours, or of the machine: the traceback is the message
         return _complain(str(error), 1)
 

@@ -9,6 +9,8 @@ import pytest
 
 from jaxformer import cli, machine
 from jaxformer.commands import doctor
+from jaxformer.train.checkpoint import SaveError
+from jaxformer.train.loop import NotFiniteError
 
 
 def run(*arguments):
@@ -36,7 +38,7 @@ def test_each_command_has_help(name, option, capsys):
 
 def test_an_unknown_command_is_told_which_there_are(capsys):
     assert run("trian") == 2
-    told = "expected one of train, evaluate, generate, chat, convert, verify, doctor"
+    told = "expected one of train, evaluate, generate, chat, convert, verify, checkpoint, doctor"
     assert capsys.readouterr().err == f"jaxformer: unknown command 'trian': {told}\n"
 
 
@@ -47,6 +49,8 @@ def test_an_unknown_command_is_told_which_there_are(capsys):
         (FileNotFoundError("no such file"), 1, "jaxformer: no such file\n"),
         (RuntimeError("in use"), 1, "jaxformer: in use\n"),
         (FloatingPointError("not finite"), 1, "jaxformer: not finite\n"),
+        (SaveError("step 2 cannot be saved"), 1, "jaxformer: step 2 cannot be saved\n"),
+        (NotFiniteError("step 3"), 1, "jaxformer: step 3\n"),
         (KeyboardInterrupt(), 130, "jaxformer: interrupted\n"),
     ],
     ids=repr,

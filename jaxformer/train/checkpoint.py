@@ -1,57 +1,36 @@
 """Checkpoints of a run: a folder for each step, either complete or not there.
 
-`<folder>/<step>/` holds `params` and `opt` (arrays by path), `data` and `meta` (JSON), written by orbax.
+`<folder>/<step>/` holds `params` and `opt` (arrays by path), `data` and `meta` (JSON), written by orbax, and
+checksums of all files. Every process of a run makes the same calls; the first alone compares, moves and deletes.
 """
 
 import logging
-import math
 import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from jax.sharding import SingleDeviceSharding
 
 from jaxformer import tree
+from jaxformer.train import checksums
+from jaxformer.train.checksums import DamagedError
+from jaxformer.train.retention import DAMAGED, DISCARDED, Best, Retention, move
 from jaxformer.train.state import TrainState
 
+logger = logging.getLogger(__name__)
 Json = Mapping[str, Any]
-Best = tuple[str, Literal["min", "max"]]
-DISCARDED = "discarded"
+OPT = "opt"
 
 
 class SaveError(OSError):
     """A checkpoint could not be written; says which, where and why."""
-
-
-@dataclass(frozen=True)
-class Retention:
-    """What stays: the newest `keep` checkpoints, those whose step `every` divides, the best by a metric."""
-
-    keep: int
-    every: int | None
-    best: Best | None
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """One bool for each of orbax's records; this makes it one of orbax's preservation policies."""
-        steps = [record.step for record in checkpoints]
-        kept = {*sorted(steps)[-self.keep :], self.best_of({r.step: r.metrics for r in checkpoints})}
-        return [step in kept or (self.every is not None and step % self.every == 0) for step in steps]
-
-    def best_of(self, metrics: Mapping[int, Mapping[str, float] | None]) -> int | None:
-        """The step with the best finite metric, the first of equals; None where there is none."""
-        if self.best is None:
-            return None
-        name, mode = self.best
-        sign = 1 if mode == "min" else -1
-        values = [(sign * (found or {}).get(name, math.nan), step) for step, found in metrics.items()]
-        return min((pair for pair in values if math.isfinite(pair[0])), default=(0.0, None))[1]
 
 
 class Checkpoints:
@@ -60,6 +39,10 @@ class Checkpoints:
     Keeps the newest `keep`, each whose step `keep_every` divides, and the best by a metric, such as
     ("loss", "min"). Opening clears what a killed run left half-written. `read_only` changes nothing on disk,
     for a folder that another process may be writing, and raises FileNotFoundError where there is none.
+
+    What is read is compared with its checksums first. Where no step is asked for, the newest good one is taken:
+    newer ones that are damaged are moved to `damaged/`, with a warning, or passed over with `read_only`. Nothing
+    is moved where no step is good.
     """
 
     def __init__(
@@ -76,15 +59,16 @@ class Checkpoints:
         self.folder = Path(folder).resolve()
         if read_only and not self.folder.is_dir():
             raise FileNotFoundError(f"{self.folder}: there is no such folder of checkpoints")
-        self._retention = Retention(keep, keep_every, best)
+        self._retention = Retention(self.folder, keep, keep_every, best)
         self._read_only = read_only
         self._saving = 0
+        self._compared: set[tuple[int, Sequence[str]]] = set()
         self._failure: SaveError | None = None
         self._sweeper = ThreadPoolExecutor(max_workers=1)
         self._silence = _Silence()
         logging.getLogger("absl").addFilter(self._silence)
         try:
-            self._manager = ocp.CheckpointManager(self.folder, options=self._options())
+            self._manager = self._opened()
         except OSError as error:
             logging.getLogger("absl").removeFilter(self._silence)
             raise SaveError(f"checkpoints cannot be kept in {self.folder}: {error}") from error
@@ -142,7 +126,7 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """The step with the best metric; None where none was measured."""
-        return self._retention.best_of({step: self._manager.metrics(step) for step in self.steps()})
+        return self._retention.best_of(self.steps(), {})
 
     def restore(
         self, target: TrainState, step: int | None = None
@@ -150,20 +134,21 @@ class Checkpoints:
         """(state, data, meta) of a step, the newest unless given, bit for bit as saved.
 
         `target` is such a state, of arrays or jax.ShapeDtypeStruct; each leaf takes the target's sharding.
-        Raises FileNotFoundError where there is no such checkpoint and, before any array is read, a ValueError
-        that lists each path whose shape or dtype differs from the target's.
+        Raises FileNotFoundError where there is no such checkpoint and, before any array is read, DamagedError
+        where it or, with none asked for, every one is damaged, and a ValueError that lists each path whose shape
+        or dtype differs from the target's.
         """
-        step = self._existing(step)
+        step = self._good(step)
         targets = _items(target)
         self._compare(step, targets, ("shape", "dtype"))
         restored = {name: self._read(step, name, arrays) for name, arrays in targets.items()}
         number = jax.device_put(np.int32(step), _abstract(target.step).sharding)
-        state = TrainState(step=number, params=restored["params"], opt_state=restored["opt"])
+        state = TrainState(step=number, params=restored["params"], opt_state=restored[OPT])
         return state, self._read_json(step, "data"), self._read_json(step, "meta")
 
     def restore_params(self, target: Any | None = None, step: int | None = None) -> Any:
         """The parameters alone, in the target's dtypes and shardings; without one as saved, on one device."""
-        step = self._existing(step)
+        step = self._good(step, without=(OPT,))
         if target is None:
             target = tree.unflatten(self._found(step, "params"))
         self._compare(step, {"params": target}, ("shape",))
@@ -171,7 +156,7 @@ class Checkpoints:
 
     def read_meta(self, step: int | None = None) -> dict[str, Any]:
         """What was saved as `meta`; needs to know nothing of the run."""
-        return self._read_json(self._existing(step), "meta")
+        return self._read_json(self._good(step, without=(OPT,)), "meta")
 
     def close(self) -> None:
         """Wait, and end the threads. Raises SaveError where the last save failed."""
@@ -191,22 +176,40 @@ class Checkpoints:
     ) -> None:
         try:
             self.close()
-        except SaveError:
-            if kind is None:  # else it is on its way already, or what went wrong before it matters more
-                raise
+        except SaveError as failed:
+            # Else it is on its way already, or what went wrong before it matters more; but a full disk may be met
+            # by another file first, and then the error that says what is lost is this one.
+            if error is None or (isinstance(error, OSError) and not isinstance(error, SaveError)):
+                raise failed from error
 
-    def _options(self) -> ocp.CheckpointManagerOptions:
+    def _opened(self) -> ocp.CheckpointManager:
+        # Lightweight: else a single damaged file of metrics keeps all from being opened.
+        common: dict[str, Any] = {"lightweight_initialize": True}
         if self._read_only:
-            return ocp.CheckpointManagerOptions(read_only=True)
-        return ocp.CheckpointManagerOptions(
+            options = ocp.CheckpointManagerOptions(read_only=True, **common)
+            return ocp.CheckpointManager(self.folder, options=options)
+        options = ocp.CheckpointManagerOptions(
             preservation_policy=self._retention,
             best_fn=lambda metrics: 0.0,  # never asked, but without it orbax writes no metrics
             cleanup_tmp_directories=True,
-            # Else, where a folder cannot be made, orbax's threads wait minutes for it, and so does the exit.
-            async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
+            async_options=ocp.options.AsyncOptions(
+                # Else, where a folder cannot be made, orbax's threads wait minutes for it, and so does the exit.
+                create_directories_asynchronously=False,
+                post_finalization_callback=self._seal,
+            ),
             # A kill amid orbax's own deletion leaves a step that looks complete; a renaming is atomic.
             todelete_subdir=DISCARDED,
+            **common,
         )
+        return ocp.CheckpointManager(self.folder, options=options)
+
+    def _seal(self) -> None:
+        """Called by orbax in the thread that saves, when all processes are done, before the folder gets its name.
+
+        So no step is ever complete without its checksums, and a failure here is one of the save.
+        """
+        (part,) = self.folder.glob(f"{self._saving}.*tmp*")
+        checksums.write(part)
 
     def _sweep(self) -> None:
         """Begin to delete what orbax set aside: beside the run, for it takes longer than to begin a save."""
@@ -215,15 +218,50 @@ class Checkpoints:
                 self._sweeper.submit(shutil.rmtree, step, ignore_errors=True)
 
     def _failed(self, reason: Exception | str) -> SaveError:
-        self._failure = SaveError(f"step {self._saving} cannot be saved in {self.folder}: {reason}")
+        try:
+            free = f" ({shutil.disk_usage(self.folder).free / 2**20:,.0f} MiB are free on that disk)"
+        except OSError:
+            free = ""
+        self._failure = SaveError(f"step {self._saving} cannot be saved in {self.folder}{free}: {reason}")
         return self._failure
 
-    def _existing(self, step: int | None) -> int:
+    def _good(self, step: int | None, without: Sequence[str] = ()) -> int:
+        """The step, or the newest, whose items but those `without` are as they were written."""
         steps = self.steps()
         if not steps or step not in (None, *steps):
             wanted = "no checkpoint" if step is None else f"no checkpoint of step {step}"
             raise FileNotFoundError(f"{wanted} in {self.folder}; there are {steps or 'none'}")
-        return steps[-1] if step is None else step
+        candidates = steps[::-1] if step is None else [step]
+        good, damaged = -1, {self.folder: ["process 0 says which files are"]}
+        if jax.process_index() == 0:
+            good, damaged = self._first_good(candidates, without)
+        if jax.process_count() > 1:  # all must read the same one
+            good = int(multihost_utils.broadcast_one_to_all(np.int32(good)))
+        if good < 0:
+            raise DamagedError(damaged or {self.folder: ["its checkpoints were deleted while they were read"]})
+        if good != candidates[0] and not self._read_only:
+            self._manager.close()
+            self._manager = self._opened()  # its `reload` reads metrics, which may be damaged
+        return good
+
+    def _first_good(self, candidates: Sequence[int], without: Sequence[str]) -> tuple[int, dict[Path, list[str]]]:
+        """(step, {folder of each before it: its damages}), -1 where none is good; else those are moved away."""
+        damaged = {}
+        for step in candidates:
+            folder = self.folder / str(step)
+            if (step, without) not in self._compared and (wrong := checksums.damages(folder, without)):
+                if folder.exists():  # else the run that we look into has no more use for it
+                    damaged[folder] = wrong
+                continue
+            self._compared.add((step, without))
+            for folder, wrong in damaged.items():
+                self._pass_over(folder, wrong, step)
+            return step, damaged
+        return -1, damaged
+
+    def _pass_over(self, folder: Path, wrong: Sequence[str], good: int) -> None:
+        moved = "" if self._read_only else f"\nit was moved to {move(folder, DAMAGED)}"
+        logger.warning("%s%s\nthe one of step %d is taken instead", checksums.describe(folder, wrong), moved, good)
 
     def _found(self, step: int, item: str) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes by path, from the item's metadata; nothing for an item that was empty."""
@@ -268,7 +306,7 @@ class _Silence(logging.Filter):
 
 
 def _items(state: TrainState) -> dict[str, Any]:
-    return {"params": state.params, "opt": state.opt_state}
+    return {"params": state.params, OPT: state.opt_state}
 
 
 def _by_path(arrays: Any) -> dict[str, Any]:

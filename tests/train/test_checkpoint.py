@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxformer.opt_state import LossScale
 from jaxformer.optimizer import OptimizerConfig, ema_params, make_optimizer
+from jaxformer.train import checksums
 from jaxformer.train.checkpoint import Checkpoints, SaveError
 from jaxformer.train.state import TrainState
 
@@ -309,6 +310,8 @@ def test_the_newest_checkpoint_is_whole_after_kills_in_the_middle_of_saving(tmp_
         with Checkpoints(tmp_path) as checkpoints:
             step = checkpoints.latest()
             assert step >= begun[-1] - 1
+            for complete in checkpoints.steps():  # there is no moment at which a step is there without its checksums
+                assert checksums.read(tmp_path / str(complete)) is not None
             draw = np.random.default_rng(step)
             want = {name: draw.normal(size=(200, 100)).astype(np.float32) for name in "abcdef"}
             target = TrainState(step=jnp.int32(0), params=want, opt_state={})
