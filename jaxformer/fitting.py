@@ -196,9 +196,9 @@ class Fitter:
     def _steps(self, state: TrainState, rhythm: Rhythm, should_stop: Callable[[], bool]) -> TrainState:
         """The state that the loop reaches, from the newest checkpoint once more where it rolls back."""
         while True:
-            step = self.profiler.traced(self.step, int(state.step))
+            done = int(state.step)
             try:
-                with self.batches(int(state.step)) as batches:
+                with self.batches(done) as batches, self.profiler.traced(self.step, done) as step:
                     parts = step, state, self.start.frozen, batches, rhythm, self
                     return run(*parts, history=self.history, should_stop=should_stop, watch=self.watch)
             except NotFiniteError as error:
@@ -208,6 +208,8 @@ class Fitter:
                 state = self._begun()
                 self.say.notice(rollback.told(error, passed_over, self.passed_over))
                 self.passed_over = passed_over
+            finally:
+                self.watch.write()
 
     def on_metrics(self, step: int, values: Values, seconds: float) -> None:
         """Log a step, show it, and stop here if an earlier checkpoint could not be written."""

@@ -1,9 +1,10 @@
 """Traces of steps for xprof: from a run's start, or of a run that is under way, at a signal."""
 
+import contextlib
 import itertools
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -47,11 +48,10 @@ class Profiler:
     ) -> None:
         if self.is_caught:
             signal.signal(signal.SIGUSR1, self._before)
-        if self.left:
-            self._end()
 
-    def traced(self, step: Step, done: int) -> Step:
-        """The step, of a run that has done so many, with traces where they are asked for."""
+    @contextlib.contextmanager
+    def traced(self, step: Step, done: int) -> Iterator[Step]:
+        """The step, of a run that has done so many, with traces where they are asked for; they end with this."""
         numbers = itertools.count(done + 1)
 
         def stepped(state: TrainState, frozen: Any, batch: Any) -> tuple[TrainState, Metrics]:
@@ -71,13 +71,18 @@ class Profiler:
                 self._end()
             return state, metrics
 
-        return stepped
+        try:
+            yield stepped
+        finally:
+            if self.left:
+                self._end()
 
     def _begin(self, number: int) -> None:
-        self.place = self.folder / str(number)
+        self.place, options = self.folder / str(number), jax.profiler.ProfileOptions()
+        options.python_tracer_level = 0  # it would slow the steps, and fill the file with calls
         with self.watch.during("profile"):
             try:
-                jax.profiler.start_trace(self.place)
+                jax.profiler.start_trace(self.place, profiler_options=options)
             except RuntimeError as error:
                 return self.tell(f"step {number} is not profiled: {error}")
         self.left = self.steps
