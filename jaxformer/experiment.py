@@ -23,7 +23,7 @@ CHANGEABLE = (
     *("steps", "evaluate_every", "evaluate_batches", "evaluation_stride", "save_every", "keep", "keep_every"),
     "average",
     *("patience", "not_finite", "mesh/**", "prompts", "prompts/**", "prompt_tokens", "predictions", "compressors"),
-    *("remat", "unroll", "name", "folder", "deterministic"),
+    *("remat", "unroll", "name", "folder", "deterministic", "profile"),
 )
 """Path patterns of what may differ when a run is continued: none decides which numbers a step computes."""
 
@@ -80,8 +80,9 @@ class Experiment:
     """Keep each checkpoint whose step this divides, too."""
     average: int = 1
     """Newest checkpoints whose mean is the run's model (Vaswani et al., 2017, section 6.1)."""
-    not_finite: Literal["stop", "skip"] = "stop"
-    """What to do when a loss is not finite; that step's update is dropped in any case."""
+    not_finite: Literal["stop", "skip", "roll_back"] = "stop"
+    """What to do when a loss is not finite: end; drop that step's update; or go on from the newest checkpoint without
+    that step's batch."""
     compute: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Dtype of activations."""
     remat: Literal["none", "dots", "full"] = "none"
@@ -92,6 +93,8 @@ class Experiment:
     """Attention kernel; `jaxformer doctor` lists them."""
     deterministic: bool = False
     """Ask a GPU's compiler for operations that give equal bits in each run; slower."""
+    profile: int = 0
+    """Steps to trace for xprof once the run is warm; the signal SIGUSR1 asks for them at any time."""
     prompts: tuple[str, ...] = ()
     """Texts to complete when the run is done."""
     prompt_tokens: int = 64
@@ -152,6 +155,8 @@ def problems(experiment: Experiment) -> list[str]:
         "average",
     )
     found += [f"{name} is {getattr(e, name)}: it must be above zero" for name in positive if getattr(e, name) < 1]
+    if e.profile < 0:
+        found.append(f"profile is {e.profile}: it must be a number of steps, or 0")
     for name in ("patience", "keep_every", "evaluation_stride"):
         value = getattr(e, name)
         if value is not None and value < 1:

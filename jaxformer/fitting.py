@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +30,12 @@ from jaxformer.text.files import read_json, write_json
 from jaxformer.text.index import prefetch
 from jaxformer.text.tokenizer import Tokenizer, load_tokenizer
 from jaxformer.text.turns import begun
-from jaxformer.train import stopping
+from jaxformer.train import rollback, stopping
 from jaxformer.train.checkpoint import Checkpoints
-from jaxformer.train.loop import Rhythm, Values, run
+from jaxformer.train.heartbeat import Heartbeat, goodput
+from jaxformer.train.loop import NotFiniteError, Rhythm, Values, run
 from jaxformer.train.metrics import MetricsLog, shares
+from jaxformer.train.profiling import Profiler
 from jaxformer.train.progress import TrainingProgress
 from jaxformer.train.run_folder import RunFolder
 from jaxformer.train.state import ROLLOUT, TrainState, stream_key
@@ -90,6 +93,7 @@ def fit(
     RuntimeError where another process holds the folder; SaveError where a checkpoint cannot be written;
     NotFiniteError where the loss was not finite.
     """
+    since = time.perf_counter()
     experiment.validate()
     mesh = sharding.make_mesh(experiment.mesh)
     check_rows(experiment, mesh)
@@ -114,6 +118,7 @@ def fit(
         feed = make_feed(experiment, corpora, start, say)
         stack.enter_context(jax.set_mesh(mesh))
         fitter = Fitter(experiment, folder.path, start, feed, say, on_metrics)
+        fitter.watch = Heartbeat(folder.path, since, silent=jax.process_index() > 0)
         if experiment.compressors and feed.held_out:
             fitter.marks = distributed.from_first(lambda: compressors(corpora, folder.path, say))
         return fitter.run()
@@ -136,6 +141,9 @@ class Fitter:
         self.model, self.tokenizer, self.mesh = start.model, start.tokenizer, start.mesh
         self.tell = on_metrics or (lambda step, values: None)
         self.marks: Values = {}
+        self.watch = Heartbeat(folder)
+        self.passed_over: list[int] = []
+        """Batches, by number, that are left out."""
         self.half = self.model.dtype == np.float16
         self.optimizer = starting.rule(e, self.half)
         updates = starting.updates_of(e)
@@ -159,26 +167,53 @@ class Fitter:
         """Restore or begin, take the steps that are left, and finish."""
         e = self.experiment
         self.checkpoints = Checkpoints(self.folder / "checkpoints", e.keep, e.keep_every, ("loss", "min"))
-        with self.checkpoints, MetricsLog(self.folder) as self.log, distributed.all_alive():
-            state = self._restored() or self.fresh()
-            history = distributed.from_first(lambda: self._history(int(state.step)))
+        self.profiler = Profiler(self.folder / "profile", e.profile, self.watch, self.say.notice)
+        with self.checkpoints, MetricsLog(self.folder) as self.log, self.profiler, distributed.all_alive():
+            state = self._begun()
             # In float16 steps are skipped while the loss scale finds its place.
-            not_finite = "skip" if self.half else e.not_finite
-            rhythm = Rhythm(e.steps, e.evaluate_every, e.save_every, not_finite, e.patience)
+            skips = self.half or e.not_finite == "skip"
+            rhythm = Rhythm(e.steps, e.evaluate_every, e.save_every, "skip" if skips else "stop", e.patience)
             interrupted = False
-            if not rhythm.is_over(int(state.step), history):
-                at = int(state.step)
-                with self.say.training(at), stopping.signals() as stop, self.batches(at) as batches:
-                    parts = self.step, state, self.start.frozen, batches, rhythm, self
-                    state = run(*parts, history=history, should_stop=stop)
-                self.checkpoints.wait()
-                interrupted = stop.is_asked and not rhythm.is_over(int(state.step), history)
+            if not rhythm.is_over(int(state.step), self.history):
+                with self.say.training(int(state.step)), stopping.signals() as stop:
+                    state = self._steps(state, rhythm, stop)
+                with self.watch.during("saves"):
+                    self.checkpoints.wait()
+                interrupted = stop.is_asked and not rhythm.is_over(int(state.step), self.history)
             if interrupted:
+                self.watch.write("stopped")
+                self.say.spent(self._goodput())
                 self.say.notice(f"stopped at step {int(state.step)} of {e.steps}; the same line goes on from there")
                 return Run(self.folder, self.start, state, self.tokenizer, {}, False)
             if e.patience is not None and (best := self.checkpoints.best()) is not None:
                 state = self.checkpoints.restore(self.abstract(), best)[0]
             return self._finish(self._mean(state) if e.average > 1 else state)
+
+    def _begun(self) -> TrainState:
+        """The newest saved state, or the first of all; the log ends there."""
+        self.passed_over = []
+        state = self._restored() or self.fresh()
+        self.watch.step = int(state.step)
+        self.history = distributed.from_first(lambda: self._history(self.watch.step))
+        return state
+
+    def _steps(self, state: TrainState, rhythm: Rhythm, should_stop: Callable[[], bool]) -> TrainState:
+        """The state that the loop reaches, from the newest checkpoint once more where it rolls back."""
+        while True:
+            done = int(state.step)
+            try:
+                with self.batches(done) as batches, self.profiler.traced(self.step, done) as step:
+                    parts = step, state, self.start.frozen, batches, rhythm, self
+                    return run(*parts, history=self.history, should_stop=should_stop, watch=self.watch)
+            except NotFiniteError as error:
+                if self.experiment.not_finite != "roll_back":
+                    raise
+                passed_over = [*self.passed_over, rollback.batch_of(error.step, self.passed_over)]
+                state = self._begun()
+                self.say.notice(rollback.told(error, passed_over, self.passed_over))
+                self.passed_over = passed_over
+            finally:
+                self.watch.write()
 
     def on_metrics(self, step: int, values: Values, seconds: float) -> None:
         """Log a step, show it, and stop here if an earlier checkpoint could not be written."""
@@ -188,11 +223,16 @@ class Fitter:
             answers = e.rows * self.step.task.group * values.get("rounds", 1.0)
             tokens, spent = values["answer_tokens"] * answers, self.step.seconds.pop(step)
             seconds = sum(spent.values())  # such a step waits for itself, and the loop looks at it one step later
-        values = values | {"learning_rate": float(self.rates[step - 1])}
+        values = values | self.known(step)
         self.log.write(step, values, {"seconds": seconds, "tokens_per_second": tokens / seconds} | spent)
         self.say.step(step, values["loss"], tokens, seconds, values.get("reward"))
+        self.watch.beat(step)
         self.tell(step, values)
         self.checkpoints.check()
+
+    def known(self, step: int) -> Values:
+        """What is told of a step that it does not compute."""
+        return {"learning_rate": float(self.rates[step - 1])} | rollback.logged(step, self.passed_over)
 
     def on_evaluation(self, step: int, state: TrainState) -> Values:
         """A look at some of the held-out rows, the same each time."""
@@ -210,7 +250,9 @@ class Fitter:
         meta = {"model": codec.to_json(self.model.config), "card": codec.to_json(self.model.card)}
         meta |= {"frozen": sorted(tree.flatten(self.start.frozen))}
         best_by = {"loss": values["loss"]} if values else None
-        self.checkpoints.save(state, self.feed.batches.state(int(state.step)), meta, best_by)
+        data = self.feed.batches.state(self._number(int(state.step))) | {"passed_over": self.passed_over}
+        self.log.sync()
+        self.checkpoints.save(state, data, meta, best_by)
 
     def _finish(self, state: TrainState) -> Run:
         """Evaluate on everything, publish the model, complete the prompts. Done once: result.json is written last."""
@@ -223,18 +265,22 @@ class Fitter:
         else:
             self.say.notice("evaluating on all held-out documents")
             trained = averaged(state)
-            values = self.evaluator.values(trained, stride=e.evaluation_stride)
-            result = {"step": int(state.step), "evaluation": self.evaluator.scores(trained) | values}
-            result |= {"compressors": self.marks} | ({"time": spent} if (spent := shares(self.log.lines())) else {})
+            with self.watch.during("evaluation"):
+                values = self.evaluator.values(trained, stride=e.evaluation_stride)
+                result = {"step": int(state.step), "evaluation": self.evaluator.scores(trained) | values}
             self._publish(state)
             self.log.draw()
             self.say.result(result["evaluation"], self.marks)
-            if spent:
-                self.say.notice(f"time: {', '.join(f'{name} {share:.0%}' for name, share in spent.items())}")
+            result |= {"compressors": self.marks, "time": self._goodput()}
+            self.say.spent(result["time"])
             if self.tokenizer is not None and e.prompts:
                 by_first(self._complete, self.start.whole(averaged(state)))
             distributed.from_first(lambda: write_json(file, result))
+            self.watch.write("finished")
         return Run(self.folder, self.start, state, self.tokenizer, result["evaluation"], True)
+
+    def _goodput(self) -> Values:
+        return goodput(self.watch.read(), shares(self.log.lines()))
 
     def _publish(self, state: TrainState) -> None:
         """Write model/, and adapter/ where one was trained: an adapter is merged into the model as it was held.
@@ -279,16 +325,17 @@ class Fitter:
         return TrainState(step=jax.device_put(np.int32(0), self.homes.step), params=params, opt_state=opt_state)
 
     def _restored(self) -> TrainState | None:
-        if (newest := distributed.from_first(self.checkpoints.latest)) is None:
+        if distributed.from_first(self.checkpoints.latest) is None:
             return None
-        state, data, _ = self.checkpoints.restore(self.abstract(), newest)
+        state, data, _ = self.checkpoints.restore(self.abstract())
         self.feed.batches.check(data)
+        self.passed_over = data.get("passed_over", [])
         self.say.notice(f"going on from step {int(state.step)}")
         return state
 
     def _history(self, step: int) -> list[float]:
         """The losses of the evaluations until `step`; the log is cut back to it."""
-        self.log.truncate(step)
+        self.watch.lose(self.log.truncate(step))
         return [line["values"][LOSS] for line in self.log.lines() if LOSS in line["values"]]
 
     def _mean(self, state: TrainState) -> TrainState:
@@ -300,10 +347,14 @@ class Fitter:
         )
         return dataclasses.replace(state, params=jax.tree.map(mean, *found))
 
+    def _number(self, steps: int) -> int:
+        """The number of the batch that comes after so many steps."""
+        return rollback.batch_of(steps + 1, self.passed_over)
+
     @contextlib.contextmanager
     def batches(self, start: int) -> Iterator[Iterator[Any]]:
         """Batches on their devices, made one or two ahead by a thread."""
-        rows, whole = self.feed.batches.batch_size, self.feed.batches.batch
+        rows, whole = self.feed.batches.batch_size, lambda n, *part: self.feed.batches.batch(self._number(n), *part)
         if isinstance(self.step, Learner):
             with contextlib.closing(prefetch(whole, start)) as batches:
                 yield batches  # of prompts, which stay here

@@ -19,6 +19,7 @@ from jaxformer.feed import check_rows, make_feed
 from jaxformer.fitting import Fitter, reopened
 from jaxformer.text.corpus import open_corpora
 from jaxformer.text.tokenizer import Tokenizer
+from jaxformer.train import rollback
 from jaxformer.train.checkpoint import Checkpoints
 from jaxformer.train.evaluate import means
 from jaxformer.train.loop import Values
@@ -77,6 +78,7 @@ def replay(experiment: Experiment, step: int, *, progress: bool = True) -> Repla
     feed = make_feed(e, open_corpora(None, e.data, e.task.columns), start, say)
     with jax.set_mesh(mesh):
         fitter = Fitter(e, e.path, start, feed, say, None)
+        fitter.passed_over = rollback.read(read_metrics(e.path))
         state = _before(fitter, step)
         since = int(state.step)
         say.notice(f"replaying step {step} of {e.path}, from {f'checkpoint {since}' if since else 'the beginning'}")
@@ -89,9 +91,10 @@ def replay(experiment: Experiment, step: int, *, progress: bool = True) -> Repla
                 norms, rows = {}, _answers(fitter.step.rolled(state.params, start.frozen, batch, step - 1))
             else:
                 norms = _norms(e, fitter, state, batch)
-                rows = _texts(feed.batches.batch(step - 1), start.tokenizer)
+                number = rollback.batch_of(step, fitter.passed_over)
+                rows = _texts(feed.batches.batch(number), start.tokenizer)
             _, metrics = fitter.step(state, start.frozen, batch)
-        values = means(metrics) | {"learning_rate": float(fitter.rates[step - 1])}
+        values = means(metrics) | fitter.known(step)
     return Replay(step, since, values, _logged(e.path, step), norms, rows)
 
 

@@ -50,14 +50,25 @@ class MetricsLog:
             if math.isfinite(value):
                 self._board().add_scalar(name, float(value), step)
 
-    def truncate(self, step: int) -> None:
-        """Forget what comes after `step`, and a line that a kill left half-written."""
+    def sync(self) -> None:
+        """Return when all lines are on the disk: until then a power cut, though no kill, may take them."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+
+    def truncate(self, step: int) -> float:
+        """Forget what comes after `step`, and a line that a kill left half-written; return its seconds."""
         self.close()
-        self._first = step + 1
+        self._first, seconds = step + 1, 0.0
         path = self.folder / FILE
         if path.exists() and not self._is_mute:
-            kept = b"".join(raw for raw, line in _parsed(path) if line["step"] <= step)
-            _replace(path, kept)
+            kept = []
+            for raw, line in _parsed(path):
+                if line["step"] <= step:
+                    kept.append(raw)
+                else:
+                    seconds += line["time"].get("seconds", 0.0)
+            _replace(path, b"".join(kept))
+        return seconds
 
     def lines(self) -> list[Line]:
         """All lines, those of earlier processes too."""

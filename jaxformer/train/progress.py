@@ -18,6 +18,7 @@ from rich.progress import (
 from rich.table import Table
 
 from jaxformer.text.records import Problems
+from jaxformer.train.metrics import PARTS
 
 PLAIN_SECONDS = 10.0
 """Seconds between lines where the output is no terminal."""
@@ -114,6 +115,13 @@ class TrainingProgress:
             style = "bold" if name == "this model" else ""
             table.add_row(name, f"{value:.3f}", style=style)
         self.console.print(table)
+
+    def spent(self, shares: Mapping[str, float]) -> None:
+        """Where the time of the run went; parts of a step stand in brackets behind the steps."""
+        told = {name: f"{name} {share:.0%}" for name, share in shares.items()}
+        if parts := ", ".join(text for name, text in told.items() if name in PARTS):
+            told["steps"] += f" ({parts})"
+        self.notice(f"time: {', '.join(text for name, text in told.items() if name not in PARTS)}")
 
     def completion(self, prompt: str, text: str) -> None:
         """Show a prompt and what the model made of it."""
