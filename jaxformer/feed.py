@@ -26,16 +26,26 @@ from jaxformer.train.progress import TrainingProgress
 
 
 def check_rows(experiment: Experiment, mesh: Mesh) -> None:
-    """Raises ValueError where the rows of a batch cannot be shared evenly by the devices, or not by processes."""
+    """Raises ValueError where the devices cannot share a batch's rows, or the tokens of a row, evenly, or processes not at
+    all.
+    """
     sharing, task = math.prod(mesh.shape[axis] for axis in sharding.BATCH), experiment.task
     if isinstance(task, Online) and jax.process_count() > 1:
         raise ValueError("a task that learns from its own answers runs in one process: start it without the others")
     rows = experiment.rows * task.group // task.minibatches if isinstance(task, Online) else experiment.rows
+    wrong = []
     if rows // experiment.accumulate % sharing:
-        raise ValueError(
+        wrong.append(
             f"rows {rows} in {experiment.accumulate} microbatches cannot be shared evenly by the {sharing}"
             f" devices of mesh {' x '.join(sharding.BATCH)}: change rows, accumulate or the mesh"
         )
+    if experiment.length % (parts := mesh.shape["sequence"]):
+        wrong.append(
+            f"length {experiment.length} cannot be shared evenly by the {parts} devices of mesh sequence: make it a"
+            " multiple of them, or change the mesh"
+        )
+    if wrong:
+        raise ValueError("\n".join(wrong))
 
 
 @dataclass(frozen=True)

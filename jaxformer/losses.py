@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxformer.nn.axes import by_tokens, shards
 from jaxformer.nn.linear import Unembed
 
 Metrics = dict[str, tuple[Array, Array]]
@@ -18,7 +19,7 @@ Metrics = dict[str, tuple[Array, Array]]
 metric "loss" but for what it adds to train by. A sum may be an array, such as a table of counts."""
 
 CHUNK_ELEMENTS = 2**24
-"""Logits that exist at a time: 64 MiB in float32."""
+"""Logits that exist at a time on a device: 64 MiB in float32."""
 MASKED = -1e30
 """The score of what cannot be chosen."""
 
@@ -86,8 +87,11 @@ def token_log_probs(hidden: Array, unembed: Unembed, targets: Array, *, temperat
         logits = unembed(h) / temperature
         return _at(logits, t) - jax.nn.logsumexp(logits, axis=-1)
 
-    chunk = lambda nothing, part: (nothing, log_probs(*part, unembed))
-    return _over_chunks(chunk, None, (hidden, targets), _vocabulary(unembed))[1]
+    def run(tokens: Any, unembed: Unembed) -> tuple[Array, None]:
+        chunk = lambda nothing, part: (nothing, log_probs(*part, unembed))
+        return _over_chunks(chunk, None, tokens, _vocabulary(unembed))[1], None
+
+    return by_tokens(run, (hidden, targets), unembed)[0]
 
 
 Terms = Callable[[Array, Any, Any], tuple[Any, Array]]
@@ -99,23 +103,34 @@ weighted and summed, and the gradient of the first with respect to the logits)."
 def _total(terms: Terms, hidden: Array, unembed: Unembed, beside: Any, fixed: Any) -> Any:
     """The sums of `terms` over all chunks; `beside`, arrays [B, T, ...], and `fixed`, a pytree, have no gradient."""
 
-    def chunk(sums: Any, part: tuple[Array, Any]) -> tuple[Any, None]:
-        h, b = part
-        return jax.tree.map(jnp.add, sums, terms(unembed(h), b, fixed)[0]), None
+    def run(tokens: Any, heads: Any) -> tuple[None, Any]:
+        unembed, fixed = heads
 
-    return _over_chunks(chunk, _zeros(), (hidden, beside), _vocabulary(unembed, fixed))[0]
+        def chunk(sums: Any, part: tuple[Array, Any]) -> tuple[Any, None]:
+            h, b = part
+            return jax.tree.map(jnp.add, sums, terms(unembed(h), b, fixed)[0]), None
+
+        return None, _over_chunks(chunk, _zeros(), tokens, _vocabulary(*heads))[0]
+
+    return by_tokens(run, (hidden, beside), (unembed, fixed))[1]
 
 
 def _forward(terms: Terms, hidden: Array, unembed: Unembed, beside: Any, fixed: Any) -> Any:
-    def chunk(carry: Any, part: tuple[Array, Any]) -> tuple[Any, Array]:
-        (sums, d_unembed), (h, b) = carry, part
-        logits, pull = jax.vjp(lambda h, u: u(h), h, unembed)
-        new, d_logits = terms(logits, b, fixed)
-        d_h, d_u = pull(d_logits)
-        return (jax.tree.map(jnp.add, sums, new), jax.tree.map(jnp.add, d_unembed, d_u)), d_h
+    def run(tokens: Any, heads: Any) -> tuple[Array, Any]:
+        unembed, fixed = heads
 
-    start = _zeros(), jax.tree.map(jnp.zeros_like, unembed)
-    (sums, d_unembed), d_hidden = _over_chunks(chunk, start, (hidden, beside), _vocabulary(unembed, fixed))
+        def chunk(carry: Any, part: tuple[Array, Any]) -> tuple[Any, Array]:
+            (sums, d_unembed), (h, b) = carry, part
+            logits, pull = jax.vjp(lambda h, u: u(h), h, unembed)
+            new, d_logits = terms(logits, b, fixed)
+            d_h, d_u = pull(d_logits)
+            return (jax.tree.map(jnp.add, sums, new), jax.tree.map(jnp.add, d_unembed, d_u)), d_h
+
+        start = _zeros(), jax.tree.map(jnp.zeros_like, unembed)
+        found, d_hidden = _over_chunks(chunk, start, tokens, _vocabulary(*heads))
+        return d_hidden, found
+
+    d_hidden, (sums, d_unembed) = by_tokens(run, (hidden, beside), (unembed, fixed))
     return sums, (d_hidden, d_unembed)
 
 
@@ -182,22 +197,24 @@ def _vocabulary(*unembeds: Unembed | None) -> int:
 
 
 def _over_chunks(chunk: Any, start: Any, arrays: Any, vocabulary: int) -> tuple[Any, Any]:
-    """Scan `chunk` over pieces of the length of arrays [B, T, ...], so that a batch split over devices stays where it
-    is; what it gives for each piece is put together as [B, T, ...].
+    """Scan `chunk` over pieces of the length of arrays [B, T, ...]; what it gives for each piece is put together as
+    [B, T, ...]. Each piece takes every so-manieth token: rows and tokens split over devices stay where they are.
     """
     batch, length = jax.tree.leaves(arrays)[0].shape[:2]
-    longest = max(1, CHUNK_ELEMENTS // (batch * vocabulary))
+    split = shards((batch, length, vocabulary), ("batch", "length", "vocab"))
+    longest = max(1, CHUNK_ELEMENTS * split // (batch * vocabulary))
     pieces = -(-length // longest)
     if pieces == 1:
         return chunk(start, arrays)
+    pieces = next((more for more in range(pieces, 2 * pieces) if length % more == 0), pieces)
     size = -(-length // pieces)
 
     def cut(x: Array) -> Array:
         padded = jnp.pad(x, ((0, 0), (0, pieces * size - length)) + ((0, 0),) * (x.ndim - 2))
-        return padded.reshape(batch, pieces, size, *x.shape[2:]).swapaxes(0, 1)
+        return jnp.moveaxis(padded.reshape(batch, size, pieces, *x.shape[2:]), 2, 0)
 
     def joined(x: Array) -> Array:
-        return x.swapaxes(0, 1).reshape(batch, -1, *x.shape[3:])[:, :length]
+        return jnp.moveaxis(x, 0, 2).reshape(batch, -1, *x.shape[3:])[:, :length]
 
     carry, out = jax.lax.scan(chunk, start, jax.tree.map(cut, arrays))
     return carry, jax.tree.map(joined, out)

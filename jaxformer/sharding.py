@@ -14,9 +14,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxformer import tree
+from jaxformer.nn.linear import Quantized, axes
 from jaxformer.nn.model import Model
 
-AXES = ("data", "fsdp", "tensor", "expert")
+AXES = ("data", "fsdp", "expert", "sequence", "tensor")
+"""The mesh axes, outermost first: the last are neighbours, and what is split over them talks most, in every layer."""
 BATCH = ("data", "fsdp", "expert")
 """The mesh axes that a batch's rows are split over."""
 SMALL = 2**20
@@ -59,6 +61,8 @@ class MeshConfig:
     """Devices over which parameters and optimizer state, and rows too, are split."""
     tensor: int = 1
     """Devices over which heads and the feed-forward width are split."""
+    sequence: int = 1
+    """Devices over which the tokens of a row are split: each attends with its own to the gathered keys of all."""
     expert: int = 1
     """Devices over which the experts of a mixture, and rows too, are split."""
 
@@ -66,35 +70,39 @@ class MeshConfig:
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh over all devices, or over those given. Raises ValueError where the sizes don't multiply to them."""
     devices = jax.devices() if devices is None else devices
-    sizes = [config.data, config.fsdp, config.tensor, config.expert]
+    sizes = [getattr(config, axis) for axis in AXES]
     free = [i for i, size in enumerate(sizes) if size == -1]
     fixed = math.prod(size for size in sizes if size != -1)
     if len(free) == 1 and fixed > 0 and len(devices) % fixed == 0:
         sizes[free[0]] = len(devices) // fixed
     if math.prod(sizes) != len(devices) or min(sizes) < 1:
         raise ValueError(
-            f"mesh data {config.data}, fsdp {config.fsdp}, tensor {config.tensor}, expert {config.expert} doesn't "
-            f"fit {len(devices)} devices: the sizes must multiply to that number, and at most one may be -1"
+            f"mesh {', '.join(f'{axis} {getattr(config, axis)}' for axis in AXES)} doesn't fit {len(devices)} "
+            "devices: the sizes must multiply to that number, and at most one may be -1"
         )
     # jax.make_mesh splits no physical axis of a torus but v5e's: 64 x 4 on a v6e of 16 x 16 would be refused
     placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def specs(mesh: Mesh, shapes: Mapping[str, Any], rules: tree.Rules[tuple[Placement, ...]] = RULES) -> dict[str, P]:
+def specs(mesh: Mesh, shapes: Mapping[str, Any], rules: tree.Rules[tuple[Placement, ...]] = RULES) -> dict[str, Any]:
     """{path: PartitionSpec} by the first placement of the path's rule whose dimensions divide.
+
+    A quantized kernel has a `Quantized` of two of them: its values lie as the kernel would, its steps beside them.
 
     `shapes` is the tree of parameters, or of their ShapeDtypeStructs. Raises a ValueError that names each leaf of
     1 MB or more which no placement fits.
     """
-    flat, found, wrong = tree.flatten(shapes), {}, []
+    flat, found, wrong = tree.flatten(shapes), dict[str, Any](), []
     for path, placements in tree.match(rules, flat, "sharding").items():
         leaf = flat[path]
-        fitting = next((p for p in placements if _fits(mesh, leaf.shape, p)), None)
-        if fitting is None and leaf.size * leaf.dtype.itemsize >= SMALL:
+        held = leaf.values if isinstance(leaf, Quantized) else leaf
+        fitting = next((p for p in placements if _fits(mesh, held.shape, p)), None)
+        if fitting is None and held.size * held.dtype.itemsize >= SMALL:
             wrong.append(f"{path} {leaf.shape}: tried {', '.join(map(str, placements))}")
         fitting = fitting or ()
-        found[path] = P(*(None,) * (leaf.ndim - len(fitting)), *fitting)
+        spec = P(*(None,) * (held.ndim - len(fitting)), *fitting)
+        found[path] = _of_quantized(mesh, path, leaf, spec) if isinstance(leaf, Quantized) else spec
     if wrong:
         raise ValueError(f"no placement divides over the mesh {dict(mesh.shape)}:\n" + "\n".join(wrong))
     return found
@@ -102,7 +110,7 @@ def specs(mesh: Mesh, shapes: Mapping[str, Any], rules: tree.Rules[tuple[Placeme
 
 def shardings(mesh: Mesh, shapes: Mapping[str, Any]) -> dict[str, Any]:
     """The tree of NamedShardings of a tree of parameters."""
-    return tree.unflatten({path: NamedSharding(mesh, spec) for path, spec in specs(mesh, shapes).items()})
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), tree.unflatten(specs(mesh, shapes)))
 
 
 def like_parameters(mesh: Mesh, shapes: Any, params: Mapping[str, Any]) -> Any:
@@ -180,6 +188,18 @@ def place_rows(parts: Sequence[Mapping[str, np.ndarray]], rows: int, mesh: Mesh)
         return jax.make_array_from_callback((rows, *parts[0][name].shape[1:]), sharding, values)
 
     return {name: array(name) for name in parts[0]}
+
+
+def _of_quantized(mesh: Mesh, path: str, leaf: Quantized, spec: P) -> Quantized:
+    """Where its parts lie, of a kernel that would lie so: a step lies with the weights that it is the step of.
+
+    Runs of inputs are split as the first axis of inputs is, if that is the only one that is, and they divide.
+    """
+    stacked, inputs = axes(path) or (0, 1)
+    first, *others = spec[stacked : stacked + inputs]
+    runs = first if not any(others) and leaf.scale.shape[stacked] % _size(mesh, first) == 0 else None
+    scale = P(*spec[:stacked], runs, *spec[stacked + inputs :])
+    return Quantized(spec, scale, leaf.packed)  # type: ignore[arg-type]
 
 
 def _fits(mesh: Mesh, shape: tuple[int, ...], placement: Placement) -> bool:

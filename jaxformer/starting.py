@@ -130,7 +130,7 @@ def begin(experiment: Experiment, found: source.Loaded | None, tokenizer: Tokeni
         return Start(model, tokenizer, _abstract(shapes), params, beside, e.seed, mesh, helpers)
     if params is None:
         params = sharding.init(model, stream_key(e.seed, INIT, 0), mesh=mesh)
-    first, frozen = _adapted(e, model, params) if e.adapter is not None else _unfrozen(e, params)
+    first, frozen = _adapted(e, model, params, mesh) if e.adapter is not None else _unfrozen(e, params)
     if anchored:  # real copies: the trained ones are given away with the first step
         beside[objective.BEGINNING] = jax.tree.map(jnp.copy, first)
     return Start(model, tokenizer, _abstract(first), first, {**frozen, **beside}, e.seed, mesh, helpers)
@@ -176,7 +176,7 @@ def _unfrozen(e: Experiment, params: Params) -> tuple[Params, Params]:
     return trained, {"params": frozen}
 
 
-def _adapted(e: Experiment, model: Model, params: Params) -> tuple[Params, Params]:
+def _adapted(e: Experiment, model: Model, params: Params, mesh: Mesh) -> tuple[Params, Params]:
     """(an adapter and the heads of the task, what stays)."""
     assert e.adapter is not None
     heads = [f"heads/{extra.name}/**" for extra in model.config.extra]
@@ -184,6 +184,7 @@ def _adapted(e: Experiment, model: Model, params: Params) -> tuple[Params, Param
     moved, fixed = lora.split_scale(lora.init(e.adapter, params, stream_key(e.seed, INIT, 1)))
     if e.bits is not None:
         frozen = quantize.quantize(frozen, bits=e.bits)
+        frozen = jax.device_put(frozen, sharding.shardings(mesh, frozen))
     trained = jax.tree.map(lambda leaf: leaf.astype("float32"), trained)
     return {**trained, objective.ADAPTER: moved}, {"params": frozen, objective.ADAPTER: fixed}
 

@@ -134,11 +134,12 @@ def test_layers_one_by_one_are_placed_as_their_stack():
 @pytest.mark.parametrize(
     ("config", "sizes"),
     [
-        (MeshConfig(), (8, 1, 1, 1)),
-        (MeshConfig(data=1, fsdp=-1), (1, 8, 1, 1)),
-        (MeshConfig(data=2, fsdp=2, tensor=2), (2, 2, 2, 1)),
-        (MeshConfig(fsdp=2, tensor=-1, data=1), (1, 2, 4, 1)),
-        (MeshConfig(expert=4), (2, 1, 1, 4)),
+        (MeshConfig(), (8, 1, 1, 1, 1)),
+        (MeshConfig(data=1, fsdp=-1), (1, 8, 1, 1, 1)),
+        (MeshConfig(data=2, fsdp=2, tensor=2), (2, 2, 1, 1, 2)),
+        (MeshConfig(fsdp=2, tensor=-1, data=1), (1, 2, 1, 1, 4)),
+        (MeshConfig(expert=4), (2, 1, 4, 1, 1)),
+        (MeshConfig(sequence=4, tensor=2), (1, 1, 1, 4, 2)),
     ],
     ids=str,
 )

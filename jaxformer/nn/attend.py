@@ -7,14 +7,16 @@ They agree to rounding: softmax in float32; a query that sees nothing gets zeros
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from jaxformer.nn.axes import partition
+from jaxformer.nn.axes import partition, shards
 from jaxformer.nn.visibility import Visibility
 
 
@@ -39,6 +41,7 @@ class Request:
     bias: bool = False
     softcap: bool = False
     start: bool = False  # queries begin at a slot that is not known to be 0
+    shards: int = 1  # devices that the queries of a row are split over
 
     @property
     def dense(self) -> bool:
@@ -111,6 +114,7 @@ def describe(q_BTHC: Array, k_BSKC: Array, terms: Terms) -> Request:
         bias=terms.bias_HTS is not None,
         softcap=terms.softcap is not None,
         start=visibility.start is not None,
+        shards=shards(q_BTHC.shape[1:2], ("length",)),
     )
 
 
@@ -182,7 +186,8 @@ def _zero_the_blind(out_BTHC: Array, visibility: Visibility, keys: int) -> Array
 
 def _run_einsum(q_BTHC: Array, k_BSKC: Array, v_BSKC: Array, terms: Terms) -> Array:
     # Heads come first, and the G queries of a key head side by side: both products are plain batched matrix
-    # products. The transposes of keys that lie as [B, K, S, C] already, as a cache may have them, cancel.
+    # products. The transposes of keys that lie as [B, K, S, C] already, as a cache may have them, cancel. The length
+    # stands first in N = T * G: where it is split over devices, so is N.
     visibility, scale, softcap, bias_HTS = terms
     B, T, H, C = q_BTHC.shape
     S, K = k_BSKC.shape[1:3]
@@ -190,23 +195,23 @@ def _run_einsum(q_BTHC: Array, k_BSKC: Array, v_BSKC: Array, terms: Terms) -> Ar
     q_BKNC = (
         (q_BTHC * jnp.asarray(scale, q_BTHC.dtype))
         .reshape(B, T, K, G, C)
-        .transpose(0, 2, 3, 1, 4)
-        .reshape(B, K, G * T, C)
+        .transpose(0, 2, 1, 3, 4)
+        .reshape(B, K, T * G, C)
     )
     k_BKSC, v_BKSC = k_BSKC.transpose(0, 2, 1, 3), v_BSKC.transpose(0, 2, 1, 3)
     scores_BKNS = jnp.einsum("BKNC,BKSC->BKNS", q_BKNC, k_BKSC, preferred_element_type=jnp.float32)
-    scores_BKGTS = scores_BKNS.reshape(B, K, G, T, S)
+    scores_BKTGS = scores_BKNS.reshape(B, K, T, G, S)
     if softcap is not None:
-        scores_BKGTS = softcap * jnp.tanh(scores_BKGTS / softcap)
+        scores_BKTGS = softcap * jnp.tanh(scores_BKTGS / softcap)
     if bias_HTS is not None:
-        scores_BKGTS += bias_HTS.astype(jnp.float32).reshape(1, K, G, T, S)
+        scores_BKTGS += bias_HTS.astype(jnp.float32).reshape(1, K, G, T, S).swapaxes(2, 3)
     if not visibility.sees_all:
         # The least finite number rather than -inf: a row of them has a softmax, and a gradient.
         seen_BTS = visibility.dense(T, S)
-        scores_BKGTS = jnp.where(seen_BTS[:, None, None], scores_BKGTS, jnp.finfo(jnp.float32).min)
-    weights_BKNS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v_BKSC.dtype).reshape(B, K, G * T, S)
+        scores_BKTGS = jnp.where(seen_BTS[:, None, :, None], scores_BKTGS, jnp.finfo(jnp.float32).min)
+    weights_BKNS = jax.nn.softmax(scores_BKTGS, axis=-1).astype(v_BKSC.dtype).reshape(B, K, T * G, S)
     out_BKNC = jnp.einsum("BKNS,BKSC->BKNC", weights_BKNS, v_BKSC)
-    out_BTHC = out_BKNC.reshape(B, K, G, T, C).transpose(0, 3, 1, 2, 4).reshape(B, T, H, C)
+    out_BTHC = out_BKNC.reshape(B, K, T, G, C).transpose(0, 2, 1, 3, 4).reshape(B, T, H, C)
     return _zero_the_blind(out_BTHC, visibility, S)
 
 
@@ -242,6 +247,8 @@ def _why_not_cudnn(request: Request) -> str | None:
         return f"needs a head_dim that divides by 8, at most {largest}, not {request.head_dim}"
     if request.softcap:
         return "has no soft-cap"
+    if request.shards > 1:
+        return f"wants all queries of a row on one device, and these are split over {request.shards}"
     if (request.dense or request.bias) and (request.queries % 2 or request.keys % 2):
         return f"needs even lengths under a drawn mask or a bias, not {request.queries} and {request.keys}"
     if request.dense and request.bias:
@@ -274,8 +281,9 @@ def _why_not_splash(request: Request) -> str | None:
         return f"needs a TPU, not {request.platform}"
     if any(old in request.device_kind for old in ("v2", "v3")):
         return f"does not compile for {request.device_kind}"
-    if request.queries % 128 or request.keys % 128:
-        return f"needs lengths that divide by 128, not {request.queries} and {request.keys}"
+    queries = request.queries // request.shards
+    if queries % 128 or request.keys % 128:
+        return f"needs lengths that divide by 128, not {queries} and {request.keys}"
     if request.head_dim not in (16, 32, 64, 128):
         return f"needs a head_dim of 16, 32, 64 or 128, not {request.head_dim}"
     if request.bias:
@@ -294,30 +302,40 @@ def _run_splash(q_BTHC: Array, k_BSKC: Array, v_BSKC: Array, terms: Terms, inter
     """
     visibility, scale, softcap, _ = terms
     spec_q = partition(q_BTHC.shape, ("batch", "length", "heads", "head_dim"))
-    spec_k = partition(k_BSKC.shape, ("batch", "length", "kv_heads", "head_dim"))
-    if spec_q != spec_k:
+    spec_k = partition(k_BSKC.shape, ("batch", "keys", "kv_heads", "head_dim"))
+    if spec_q is not None and spec_k is not None and spec_q[2] != spec_k[2]:
         # The query heads divide over the mesh and the key heads do not (one key head, say): one for each.
         groups = q_BTHC.shape[2] // k_BSKC.shape[2]
         k_BSKC, v_BSKC = jnp.repeat(k_BSKC, groups, axis=2), jnp.repeat(v_BSKC, groups, axis=2)
+        spec_k = P(*spec_k[:2], *spec_q[2:])
+    (queries, heads), keys = q_BTHC.shape[1:3], k_BSKC.shape[1]
     ids = _segment_ids(visibility, q_BTHC.shape[:2], k_BSKC.shape[:2])
+    own = queries // shards((queries,), ("length",))
+    # A mask that hides nothing is of one part, the same for all devices: splash cannot cut it.
+    masked = queries if visibility.causal or visibility.window is not None else own
+    # Made anew in each trace: it holds arrays, which a cache would leak from one trace into another.
+    kernel = splash.make_splash_mha(
+        splash.MultiHeadMask([_splash_mask(masked, keys, visibility)] * heads),
+        block_sizes=_splash_blocks(own, keys),
+        attn_logits_soft_cap=softcap,
+        interpret=interpret,
+        head_shards=shards((heads,), ("heads",)),
+        q_seq_shards=masked // own,
+    )
 
-    def local(q_BTHC: Array, k_BSKC: Array, v_BSKC: Array, ids: splash.SegmentIds | None) -> Array:
-        queries, heads, keys = *q_BTHC.shape[1:3], k_BSKC.shape[1]
-        # Made anew in each trace: it holds arrays, which a cache would leak from one trace into another.
-        kernel = splash.make_splash_mha_single_device(
-            splash.MultiHeadMask([_splash_mask(queries, keys, visibility)] * heads),
-            block_sizes=_splash_blocks(queries, keys),
-            attn_logits_soft_cap=softcap,
-            interpret=interpret,
-        )
+    def local(kernel: Any, q_BTHC: Array, k_BSKC: Array, v_BSKC: Array, ids: splash.SegmentIds | None) -> Array:
         heads_first = [x.transpose(0, 2, 1, 3) for x in (q_BTHC, k_BSKC, v_BSKC)]
-        return jax.vmap(kernel)(*heads_first, ids).transpose(0, 2, 1, 3)
+        return jax.vmap(kernel, (0, 0, 0, 0))(*heads_first, ids).transpose(0, 2, 1, 3)
 
-    if spec_q is not None:
-        specs = (spec_q, spec_q, spec_q, partition(q_BTHC.shape[:2], ("batch", "length")))
+    if spec_q is not None and spec_k is not None:
+        # A device's part of the mask goes with its heads and its queries.
+        parts = P(spec_q[2], spec_q[1] if masked > own else None)
+        of_kernel = kernel.manual_sharding_spec(NamedSharding(jax.sharding.get_abstract_mesh(), parts))
+        of_ids = None if ids is None else splash.SegmentIds(P(*spec_q[:2]), P(*spec_k[:2]))
+        specs = (of_kernel, spec_q, spec_k, spec_k, of_ids)
         local = jax.shard_map(local, in_specs=specs, out_specs=spec_q, check_vma=False)
-    out_BTHC = local(q_BTHC * jnp.asarray(scale, q_BTHC.dtype), k_BSKC, v_BSKC, ids)
-    return _zero_the_blind(out_BTHC.astype(q_BTHC.dtype), visibility, k_BSKC.shape[1])
+    out_BTHC = local(kernel, q_BTHC * jnp.asarray(scale, q_BTHC.dtype), k_BSKC, v_BSKC, ids)
+    return _zero_the_blind(out_BTHC.astype(q_BTHC.dtype), visibility, keys)
 
 
 def _segment_ids(

@@ -81,6 +81,8 @@ class Attention(nn.Module):
             v_BSKC = constrain(value(source_BSD), ("batch", "length", "kv_heads", "head_dim"))
             if view.rotation is not None:
                 k_BSKC = rotate(k_BSKC, view.rotation)
+            # Made where their tokens are, and only then gathered for everybody's queries.
+            k_BSKC, v_BSKC = (constrain(x, ("batch", "keys", "kv_heads", "head_dim")) for x in (k_BSKC, v_BSKC))
             if cache is not None:
                 seen = view.visibility
                 valid_BR = None if seen.slots_k is None else seen.valid_k

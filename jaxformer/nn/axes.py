@@ -1,6 +1,8 @@
 """Logical axes of activations: what the model calls a dimension, and the mesh axes that it is split over."""
 
+from collections.abc import Callable
 from math import prod
+from typing import Any
 
 import jax
 from jax import Array
@@ -12,10 +14,13 @@ LOGICAL_AXES: dict[str, tuple[str, ...]] = {
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
     "vocab": ("tensor",),
-    "length": (),
+    "length": ("sequence",),
+    "keys": (),
     "width": (),
     "head_dim": (),
 }
+"""{what a dimension is called: the mesh axes that it is split over}. "length" is that of whatever stands for tokens;
+"keys" is the length of keys and values once queries are to look at all of them: context parallelism by gathering."""
 
 
 def constrain(x: Array, axes: tuple[str, ...]) -> Array:
@@ -45,6 +50,39 @@ def partition(shape: tuple[int, ...], axes: tuple[str, ...]) -> PartitionSpec | 
     return PartitionSpec(
         *(_placement(size, LOGICAL_AXES[name], sizes) for size, name in zip(shape, axes, strict=True))
     )
+
+
+def shards(shape: tuple[int, ...], axes: tuple[str, ...]) -> int:
+    """How many devices `constrain` splits an array of this shape over; 1 without a mesh."""
+    sizes = jax.sharding.get_abstract_mesh().shape
+    return prod(sizes[axis] for axis in split_axes(shape, axes))
+
+
+def split_axes(shape: tuple[int, ...], axes: tuple[str, ...]) -> tuple[str, ...]:
+    """The mesh axes that `constrain` splits an array of this shape over."""
+    spec = partition(shape, axes) or ()
+    return tuple(axis for placed in spec for axis in ((placed,) if isinstance(placed, str) else placed or ()))
+
+
+def by_tokens(function: Callable[[Any, Any], tuple[Any, Any]], tokens: Any, others: Any) -> tuple[Any, Any]:
+    """`function(tokens, others) -> (of tokens, sums)`, on each device with its own rows and tokens alone.
+
+    `tokens` and what is made of them are pytrees of arrays [B, T, ...]. Of `others` each device has all that is not
+    split over a mesh axis of another use, such as tensor. The sums of devices are added once, behind everything. Left
+    to itself the compiler would add them in each turn of a loop, and bring together what it cannot split (a sorting).
+    """
+    own = jax.tree.leaves(tokens)[0].shape[:2], ("batch", "length")
+    if shards(*own) == 1:
+        return function(tokens, others)
+    axes = split_axes(*own)
+
+    def local(tokens: Any, others: Any) -> tuple[Any, Any]:
+        found, sums = function(tokens, others)
+        return found, jax.lax.psum(sums, axes)
+
+    specs = partition(*own), PartitionSpec()
+    mapped = jax.shard_map(local, in_specs=specs, out_specs=specs, axis_names=set(axes), check_vma=False)
+    return mapped(tokens, others)
 
 
 def _placement(size: int, mesh_axes: tuple[str, ...], sizes: dict[str, int]) -> tuple[str, ...] | None:

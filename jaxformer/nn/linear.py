@@ -188,25 +188,32 @@ def _kernel(module: nn.Module, std: float, shape: tuple[int, ...]) -> Kernel:
     return module.param("kernel", nn.initializers.normal(std), shape)
 
 
-class GroupedLinear(nn.Module):
-    """A projection with a kernel of its own for each group of rows."""
+class GroupedKernel(nn.Module):
+    """A kernel for each of some groups of rows, which `grouped` multiplies by theirs."""
 
     groups: int
     inputs: int
     outputs: int
 
     @nn.compact
-    def __call__(self, x: Array, sizes: Array) -> Array:
-        """[M, in] -> [M, out], in x's dtype; the first sizes[0] rows are of group 0, the next sizes[1] of 1, ..."""
-        kernel = _kernel(self, self.inputs**-0.5, (self.groups, self.inputs, self.outputs))
-        if isinstance(kernel, Quantized):
-            return _grouped(x, kernel, sizes)
-        return jax.lax.ragged_dot(x, kernel.astype(x.dtype), sizes)
+    def __call__(self) -> Kernel:
+        """[groups, in, out]."""
+        return _kernel(self, self.inputs**-0.5, (self.groups, self.inputs, self.outputs))
+
+
+def grouped(x: Array, kernel: Kernel, sizes: Array) -> Array:
+    """[M, in] -> [M, out], in x's dtype; the first sizes[0] rows are of group 0, the next sizes[1] of 1, ...; zeros
+    for rows behind the last group.
+    """
+    assert not isinstance(kernel, Turned)
+    if isinstance(kernel, Quantized):
+        return _grouped(x, kernel, sizes)
+    return jax.lax.ragged_dot(x, kernel.astype(x.dtype), sizes)
 
 
 @jax.custom_vjp
 def _grouped(x: Array, kernel: Quantized, sizes: Array) -> Array:
-    """The products of `GroupedLinear` with quantized kernels, of which none is kept for the gradient."""
+    """The products of `grouped` with quantized kernels, of which none is kept for the gradient."""
     return jax.lax.ragged_dot(x, jax.vmap(lambda one: one.dense(x.dtype))(kernel), sizes)
 
 
