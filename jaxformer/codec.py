@@ -1,6 +1,7 @@
 """Frozen dataclasses as JSON and back: tagged by type, complete in its complaints, running nothing."""
 
 import dataclasses
+import reprlib
 import types
 import typing
 from typing import Any, TypeVar
@@ -28,7 +29,10 @@ def from_json(value: Any, hint: type[T]) -> T:
     Raises one ValueError that names every unknown key, unknown type and value of a wrong kind with its path.
     """
     errors: list[str] = []
-    result = _read(value, hint, "", errors)
+    try:
+        result = _read(value, hint, "", errors)
+    except (TypeError, ValueError, ArithmeticError, RecursionError) as error:  # of a type that checks its fields
+        errors.append(str(error))
     if errors:
         raise ValueError(f"cannot read this as {hint.__name__}:\n" + "\n".join(f"  - {line}" for line in errors))
     return typing.cast(T, result)
@@ -54,7 +58,7 @@ def _read(value: Any, hint: Any, at: str, errors: list[str]) -> Any:
         return origin(items)
     if origin is dict and isinstance(value, dict):
         return {key: _read(item, args[1], f"{at}.{key}", errors) for key, item in value.items()}
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1023:
         return float(value)
     kind = type(None) if hint is None else origin or hint
     if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
@@ -68,7 +72,7 @@ def _read_union(value: Any, kinds: tuple[Any, ...], at: str, errors: list[str]) 
         return None
     if isinstance(value, dict) and "type" in value:
         tagged = {kind.__name__: kind for kind in kinds if isinstance(kind, type) and dataclasses.is_dataclass(kind)}
-        if value["type"] not in tagged:
+        if not isinstance(value["type"], str) or value["type"] not in tagged:
             return _complain(errors, f"{at}.type", f"one of {', '.join(tagged) or 'no type'}", value["type"])
         return _read(value, tagged[value["type"]], at, errors)
     if len(kinds) == 2 and type(None) in kinds:
@@ -102,4 +106,4 @@ def _read_dataclass(value: Any, kind: Any, at: str, errors: list[str]) -> Any:
 
 
 def _complain(errors: list[str], at: str, expected: str, value: Any) -> None:
-    errors.append(f"{at.lstrip('.') or 'the top'}: expected {expected}, got {value!r}")
+    errors.append(f"{at.lstrip('.') or 'the top'}: expected {expected}, got {reprlib.repr(value)}")

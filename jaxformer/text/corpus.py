@@ -284,6 +284,16 @@ def find_files(config: DataConfig, columns: Sequence[str] = ()) -> list[tuple[Pa
     return list(found.items())
 
 
+def saved(folder: Path, files: Any) -> list[Path]:
+    """The files of a saved data set, as its state.json lists them. Raises ValueError for one elsewhere."""
+    listed = files if isinstance(files, list) else [files]
+    names = [file.get("filename") if isinstance(file, dict) else None for file in listed]
+    wrong = [name for name in names if not isinstance(name, str) or Path(name).name != name or name in ("", "..")]
+    if wrong:
+        raise ValueError(f"{folder / 'state.json'}: expected names of files in its folder, found {wrong[:5]}")
+    return [folder / name for name in names if name]
+
+
 def matches(entry: str, suffixes: tuple[str, ...]) -> tuple[list[Path], str]:
     """The paths that an entry means; and what was looked for, where there are none."""
     pattern = Path(entry).expanduser()
@@ -296,7 +306,7 @@ def matches(entry: str, suffixes: tuple[str, ...]) -> tuple[list[Path], str]:
         return [], f"several data sets: name one of them, {' or '.join(splits)}"
     state = read_json(pattern / "state.json")
     if "_data_files" in state:  # a saved data set: beside its files lie those that `datasets` keeps for itself
-        return [pattern / file["filename"] for file in state["_data_files"]], "an empty data set"
+        return saved(pattern, state["_data_files"]), "an empty data set"
     if pattern.is_dir():
         paths = [p for p in pattern.rglob("*") if p.name.removesuffix(".gz").endswith(suffixes)]
         paths = [p for p in paths if not any(x.startswith(".") for x in p.relative_to(pattern).parts)]

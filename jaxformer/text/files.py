@@ -5,6 +5,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+LONGEST = 1 << 27
+"""Bytes of JSON that are parsed: in memory they become up to twenty times as many."""
+
 
 def write_file(path: Path, data: bytes) -> None:
     """Writes `path` so that a reader sees the old file or the whole new one."""
@@ -22,10 +25,17 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in `path`, {} where there is no such file."""
     if not path.is_file():
         return {}
+    return parse_json(str(path), path.read_bytes())
+
+
+def parse_json(name: str, data: bytes) -> dict[str, Any]:
+    """The object that JSON in UTF-8 describes; `name` says in errors where it is from."""
+    if len(data) > LONGEST:
+        raise ValueError(f"{name}: expected at most {LONGEST} bytes of JSON, found {len(data)}")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: expected JSON: {error}") from None
+        value = json.loads(data.decode())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name}: expected JSON: {error}") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}")
+        raise ValueError(f"{name}: expected a JSON object, found {type(value).__name__}")
     return value

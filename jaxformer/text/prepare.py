@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,12 +18,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxformer.text.corpus import Document, Documents
 from jaxformer.text.files import read_json, write_json
+from jaxformer.text.readers import read_npy
 
 Example = dict[str, np.ndarray]
 Made = tuple[list[Example], int]
@@ -32,6 +35,7 @@ WINDOW = 1 << 22  # bytes of text that are tokenized at once
 SHARD = 1 << 26  # values of a shard, each array counted as OVERHEAD more
 OVERHEAD = 64  # about what an array costs until it is written
 LOCK = "lock"
+NAMED = re.compile(r"\w[\w-]*")  # a shard or a field: what names no other folder
 
 
 @dataclass(frozen=True)
@@ -71,25 +75,48 @@ class Store:
 
     @classmethod
     def open(cls, folder: str | Path) -> "Store":
-        """Maps a store folder into memory."""
+        """Maps a store folder into memory. Raises ValueError, or FileNotFoundError, that names what is damaged."""
         folder = Path(folder)
         meta = read_json(folder / "meta.json")
         if meta.get("version") != VERSION:
             found = f"version {meta['version']}" if "version" in meta else "no meta.json"
             raise ValueError(f"{folder}: expected a token store of version {VERSION}, found {found}")
-        shards, sizes = [], []
-        for name in meta["shards"]:
-            values, starts = {}, {}
-            for field, dtype in meta["fields"].items():
-                path = folder / name / f"{field}.bin"
-                lengths = np.load(folder / name / f"{field}.lengths.npy")
-                starts[field] = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-                if path.stat().st_size != starts[field][-1] * np.dtype(dtype).itemsize:
-                    raise ValueError(f"{path}: damaged, its size is not that of its {len(lengths)} examples")
-                values[field] = np.memmap(path, dtype, mode="r") if starts[field][-1] else np.empty(0, dtype)
-            shards.append(Shard(values, starts))
-            sizes.append(np.load(folder / name / "bytes.npy"))
-        return cls(shards, np.concatenate(sizes), meta["fingerprint"])
+        match meta:
+            case {"shards": [_, *_] as names, "fields": {**fields}, "fingerprint": str(fingerprint)} if (
+                fields
+                and all(isinstance(name, str) and NAMED.fullmatch(name) for name in (*names, *fields))
+                and {*map(str, fields.values())} <= {"<u2", "<u4"}
+            ):
+                opened = [_open_shard(folder / name, fields) for name in names]
+                return cls(
+                    [shard for shard, _ in opened], np.concatenate([sizes for _, sizes in opened]), fingerprint
+                )
+        raise ValueError(f"{folder / 'meta.json'}: damaged: it does not name shards, fields and a fingerprint")
+
+
+def _open_shard(folder: Path, fields: Mapping[Any, Any]) -> tuple[Shard, np.ndarray]:
+    sizes = _counts(folder / "bytes.npy")
+    values, starts = {}, {}
+    for field, dtype in fields.items():
+        path = folder / f"{field}.bin"
+        lengths = _counts(folder / f"{field}.lengths.npy")
+        starts[field] = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        whole = path.stat().st_size == starts[field][-1] * np.dtype(dtype).itemsize
+        if not whole or starts[field].min() < 0 or len(lengths) != len(sizes):
+            raise ValueError(f"{path}: damaged, its size is not that of its {len(lengths)} examples")
+        values[field] = np.memmap(path, dtype, mode="r") if starts[field][-1] else np.empty(0, dtype)
+    return Shard(values, starts), sizes
+
+
+def _counts(path: Path) -> np.ndarray:
+    """int64 [examples] of a .npy file."""
+    try:
+        values = read_npy(path)
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged: {error}") from None
+    if values.ndim != 1 or values.dtype != np.int64 or values.min(initial=0) < 0:
+        raise ValueError(f"{path}: damaged: expected int64 [examples], found {values.dtype} {list(values.shape)}")
+    return np.array(values)
 
 
 def prepare(

@@ -9,9 +9,11 @@ import gzip
 import io
 import itertools
 import json
+import reprlib
 import tokenize
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,7 +27,9 @@ PIECE = 1 << 20
 """Bytes of a line that are read at once."""
 BATCH = 256
 """Rows of Parquet that are read at once."""
-UNREADABLE = (OSError, EOFError, ValueError, SyntaxError, NotImplementedError, zlib.error)
+MOST_UNPACKED = 200
+"""How many times its own size a .gz file may unpack to, beyond `records.LONGEST` bytes; text has 3 to 20."""
+UNREADABLE = (OSError, EOFError, ValueError, SyntaxError, zlib.error)
 
 
 def read_file(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Any]]:
@@ -41,7 +45,7 @@ def read_file(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Any]]:
                 at = f"{path}:{row}"
                 yield at, value
         elif path.name.endswith(".npy"):
-            yield at, np.load(path, mmap_mode="r", allow_pickle=False)
+            yield at, read_npy(path)
         elif path.name.endswith(".bin"):
             yield at, np.memmap(path, "<u2", mode="r") if path.stat().st_size else ""  # nothing cannot be mapped
         else:
@@ -70,12 +74,60 @@ def read_text(path: Path) -> str:
         raise ValueError(f"line {number}: expected {encoding} text, found {error.reason}") from None
 
 
-def opened(path: Path) -> BinaryIO | gzip.GzipFile:
+def read_npy(path: Path) -> np.ndarray:
+    """The array in a .npy file, mapped; never one of Python objects, which are pickles.
+
+    Its header is held against the file: numpy's own check of a huge shape overflows.
+    """
+    with path.open("rb") as file:
+        try:
+            version = np.lib.format.read_magic(file)
+            read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+            shape, is_fortran, dtype = read_header[version](file)
+        except Exception as error:  # numpy parses it as Python, of which damage makes nearly anything
+            raise ValueError(f"expected a .npy file of numbers: {type(error).__name__}: {error}") from None
+        start, size = file.tell(), path.stat().st_size
+    if dtype.hasobject or min(shape, default=0) < 0 or start + prod(shape) * dtype.itemsize > size:
+        raise ValueError(f"expected {dtype} {reprlib.repr(shape)} in a file of {size} bytes")
+    if 0 in shape or not dtype.itemsize:
+        return np.empty(0, dtype)
+    return np.memmap(path, dtype, "r", start, shape, "F" if is_fortran else "C")
+
+
+class Unpacked(io.RawIOBase):
+    """What is packed in a .gz file. Raises ValueError where that is more than text can have been."""
+
+    def __init__(self, path: Path) -> None:
+        self.packed, self.size = gzip.GzipFile(path), 0
+        self.most = max(records.LONGEST, MOST_UNPACKED * path.stat().st_size)
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """The next bytes; 0 at the end."""
+        count = self.packed.readinto1(buffer)  # what was unpacked before damage is to be had
+        self.size += count
+        if self.size > self.most:
+            raise ValueError(
+                f"it unpacks to more than {self.most} bytes, {MOST_UNPACKED} times its size: unpack it yourself "
+                "(gunzip) where you trust it"
+            )
+        return count
+
+    def close(self) -> None:
+        """Closes the file."""
+        self.packed.close()
+        super().close()
+
+
+def opened(path: Path) -> BinaryIO:
     """A file for reading, unpacked where it ends in .gz."""
-    return gzip.GzipFile(path) if path.suffix == ".gz" else path.open("rb")
+    return io.BufferedReader(Unpacked(path), PIECE) if path.suffix == ".gz" else path.open("rb")
 
 
-def lines(file: BinaryIO | gzip.GzipFile) -> Rows:
+def lines(file: BinaryIO) -> Rows:
     """The lines of a file. Of one that is longer than any row may be, no more than that is ever held."""
     for number in itertools.count(1):
         pieces, size = list[bytes](), 0
@@ -171,21 +223,65 @@ def read_tsv(path: Path, columns: Sequence[str]) -> Rows:
 
 def read_parquet(path: Path, columns: Sequence[str]) -> Rows:
     """Rows, with no other columns than are used, as long as all of these are there."""
-    with arrow(path).parquet.ParquetFile(path) as file:
-        there = set(columns) <= set(file.schema_arrow.names)
-        yield from rows_of(file.iter_batches(BATCH, columns=list(columns) if there else None))
+    pyarrow = arrow(path)
+    opened = pyarrow.parquet.ParquetFile
+    try:
+        with opened(path) as file:
+            leaves = map(file.schema.column, range(len(file.schema)))
+            strings = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+            used = list(columns) if set(columns) <= set(file.schema_arrow.names) else None
+            with opened(path, read_dictionary=strings) as coded:
+                yield from rows_of(batches(pyarrow, file, coded, used))
+    except pyarrow.ArrowException as error:
+        raise ValueError(str(error)) from None
+
+
+def batches(pyarrow: Any, file: Any, coded: Any, used: list[str] | None) -> Iterator[Any]:
+    """Rows of a Parquet file, the fewer at once the longer its strings are: a few bytes may repeat one in each row.
+
+    `coded` is the same file, its strings left in the dictionary that each group of rows has.
+    """
+
+    def longest(column: Any) -> int:
+        if hasattr(column, "dictionary"):
+            return pyarrow.compute.max(pyarrow.compute.binary_length(column.dictionary)).as_py() or 0
+        inner = column.flatten() if hasattr(column, "flatten") else []
+        return max(map(longest, inner if isinstance(inner, list) else [inner]), default=0)
+
+    for group in range(file.num_row_groups):
+        first = next(coded.iter_batches(1, row_groups=[group], columns=used), None)
+        most = max(map(longest, [] if first is None else first.columns), default=0)
+        rows = min(BATCH, records.LONGEST // max(1, most))
+        yield from file.iter_batches(max(1, rows), row_groups=[group], columns=used)
 
 
 def read_arrow(path: Path, columns: Sequence[str]) -> Rows:
     """Rows of a stream of Arrow batches, which is what `datasets` saves."""
     pyarrow = arrow(path)
-    with pyarrow.memory_map(str(path)) as file, pyarrow.ipc.open_stream(file) as stream:
-        there = set(columns) <= set(stream.schema.names)
-        yield from rows_of(batch.select(list(columns)) if there else batch for batch in stream)
+
+    def good(batch: Any) -> Iterator[Any]:
+        """The batch, or its rows if a value lies outside of its column, which Arrow would read all the same."""
+        try:
+            batch.validate(full=True)
+            yield batch
+        except pyarrow.ArrowInvalid as error:
+            if batch.num_rows == 1:
+                yield Bad(f"expected whole values, and utf-8 text: {error}")
+            else:
+                for i in range(batch.num_rows):
+                    yield from good(batch.slice(i, 1))
+
+    try:
+        with pyarrow.memory_map(str(path)) as file, pyarrow.ipc.open_stream(file) as stream:
+            there = set(columns) <= set(stream.schema.names)
+            batches = (batch.select(list(columns)) if there else batch for batch in stream)
+            yield from rows_of(part for batch in batches for part in good(batch))
+    except pyarrow.ArrowException as error:
+        raise ValueError(str(error)) from None
 
 
 def rows_of(batches: Iterator[Any]) -> Rows:
-    """The rows of Arrow batches, as dicts."""
+    """The rows of Arrow batches, as dicts. In place of a batch may stand a Bad, of one row."""
 
     def one(row: Any) -> Any:
         try:
@@ -196,7 +292,7 @@ def rows_of(batches: Iterator[Any]) -> Rows:
     number = 0
     for batch in batches:
         try:
-            values = batch.to_pylist()
+            values = [batch] if isinstance(batch, Bad) else batch.to_pylist()
         except UnicodeDecodeError:
             values = [one(batch.slice(i, 1)) for i in range(batch.num_rows)]
         for value in values:
@@ -205,9 +301,10 @@ def rows_of(batches: Iterator[Any]) -> Rows:
 
 
 def arrow(path: Path) -> Any:
-    """The package pyarrow, with its modules for streams and Parquet."""
+    """The package pyarrow, with its modules for streams, Parquet and lengths."""
     try:
         import pyarrow
+        import pyarrow.compute
         import pyarrow.ipc
         import pyarrow.parquet
     except ImportError:

@@ -226,15 +226,19 @@ def merges(vocab: dict[str, int]) -> list[tuple[str, str]]:
 
 
 def fields(message: bytes) -> Iterator[tuple[int, Any, bytes]]:
-    """(number, value, its own bytes) of each field of a protocol buffer message; a value is int or bytes."""
+    """(number, value, its own bytes) of each field of a protocol buffer message; a value is int or bytes.
+
+    Raises ValueError where the message breaks off.
+    """
 
     def varint(at: int) -> tuple[int, int]:
         value = shift = 0
-        while True:
-            value |= (message[at] & 127) << shift
+        for byte in message[at : at + 10]:
+            value |= (byte & 127) << shift
             at, shift = at + 1, shift + 7
-            if message[at - 1] < 128:
+            if byte < 128:
                 return value, at
+        raise ValueError("not a SentencePiece model: a number breaks off")
 
     at = 0
     while at < len(message):
@@ -244,8 +248,10 @@ def fields(message: bytes) -> Iterator[tuple[int, Any, bytes]]:
         if tag & 7 == 0:
             value, at = varint(at)
         else:
-            size, at = varint(at) if tag & 7 == 2 else ({1: 8, 5: 4}[tag & 7], at)
+            size, at = varint(at) if tag & 7 == 2 else ({1: 8, 5: 4}.get(tag & 7, len(message)), at)
             value, at = message[at : at + size], at + size
+            if at > len(message):
+                raise ValueError("not a SentencePiece model: a field breaks off")
         yield tag >> 3, value, message[start:at]
 
 

@@ -1,6 +1,5 @@
 """What is published beside a vocabulary: special and added tokens, flags, the chat template; and all as bytes."""
 
-import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -9,7 +8,7 @@ from typing import Any
 
 from tokenizers import AddedToken
 
-from jaxformer.text.files import write_file, write_json
+from jaxformer.text.files import parse_json, write_file, write_json
 
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")  # the order in which missing ones get their ids
 CONFIG, MAP, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
@@ -35,13 +34,7 @@ class Published:
         """The object in a file, {} where there is no such file."""
         if name not in self.files:
             return {}
-        try:
-            value = json.loads(self.files[name])
-        except ValueError as error:
-            raise ValueError(f"{self.name}/{name}: expected JSON: {error}") from None
-        if not isinstance(value, dict):
-            raise ValueError(f"{self.name}/{name}: expected a JSON object, found {type(value).__name__}")
-        return value
+        return parse_json(f"{self.name}/{name}", self.files[name])
 
     def require(self, *names: str) -> None:
         """Raises FileNotFoundError unless all files of these names are there."""
@@ -131,7 +124,8 @@ class Published:
             return self.text(CHAT)
         written = self.config.get("chat_template")
         if isinstance(written, list):
-            written = next((each.get("template") for each in written if each.get("name") == "default"), None)
+            named = [each for each in written if isinstance(each, Mapping) and each.get("name") == "default"]
+            written = named[0].get("template") if named else None
         if not isinstance(written, str | None):
             raise ValueError(f"{self.name}/{CONFIG}: chat_template: expected text, found {type(written).__name__}")
         return written

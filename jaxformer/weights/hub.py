@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 
 from jaxformer.weights import msgpacked
 from jaxformer.weights.layout import Tensor
-from jaxformer.weights.mapped import open_safetensors
+from jaxformer.weights.mapped import LONGEST_HEADER, open_safetensors
 from jaxformer.weights.pickled import open_pickled
 
 CONFIG, GENERATION, README = "config.json", "generation_config.json", "README.md"
@@ -158,7 +158,7 @@ def _open_index(path: Path) -> dict[str, Tensor]:
     outside = [name for name in files if Path(name).name != name or "\\" in name or name == ".."]
     if outside:
         raise ValueError(f"{path}: these are not names of files in its folder: {', '.join(map(repr, outside))}")
-    missing = [name for name in files if not (path.parent / name).is_file()]
+    missing = [name for name in files if not os.path.isfile(path.parent / name)]  # False for any impossible name
     if missing:
         raise FileNotFoundError(f"{path}: these files are missing: {', '.join(missing)}")
     opened = {name: _open_file(path.parent / name) for name in files}
@@ -284,6 +284,8 @@ def _others(folder: Path) -> list[str]:
 def read_json(path: Path) -> dict[str, Any]:
     """The object that a JSON file holds."""
     try:
+        if (size := path.stat().st_size) > LONGEST_HEADER:
+            raise ValueError(f"expected at most {LONGEST_HEADER} bytes, found {size}")
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path.parent}: {path.name} is not there") from None

@@ -195,7 +195,7 @@ def test_a_bad_row_of_arrow_is_named_or_skipped_and_counted(suffix, tmp_path, mo
     one_row = {
         "found null": pyarrow.Table.from_pylist([good, {"a": "1"}, good]),
         "expected at most 1000 bytes": pyarrow.Table.from_pylist([good, {"a": "1", "b": "x" * 1001}, good]),
-        "expected utf-8 text, found the byte 0xff": pyarrow.table({"a": ["1"] * 3, "b": not_utf8()}),
+        r"utf-8 text.*(the byte 0xff|Invalid UTF8)": pyarrow.table({"a": ["1"] * 3, "b": not_utf8()}),
     }
     tables = one_row | {
         "found bytes": pyarrow.table({"a": ["1"] * 3, "b": [b"1"] * 3}),
