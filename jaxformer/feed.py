@@ -26,9 +26,7 @@ from jaxformer.train.progress import TrainingProgress
 
 
 def check_rows(experiment: Experiment, mesh: Mesh) -> None:
-    """Raises ValueError where the devices cannot share a batch's rows, or the tokens of a row, evenly, or processes not at
-    all.
-    """
+    """Raises ValueError where devices cannot share rows, or the tokens of a row, evenly, or processes not at all."""
     sharing, task = math.prod(mesh.shape[axis] for axis in sharding.BATCH), experiment.task
     if isinstance(task, Online) and jax.process_count() > 1:
         raise ValueError("a task that learns from its own answers runs in one process: start it without the others")
