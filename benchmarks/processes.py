@@ -52,7 +52,7 @@ class Job:
         self.run = folder / "killed"
         folder.mkdir(parents=True, exist_ok=True)
         self.outputs = [folder / f"output-{i}.txt" for i in range(processes)]
-        self.lines = self.logged()
+        self.events = self._events()
         port = free_port()
         flags = f"--xla_force_host_platform_device_count={devices}"
         shared = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(Path(__file__).parents[1])} | more
@@ -116,14 +116,12 @@ class Job:
         """The newest complete checkpoint, 0 where there is none."""
         return max((int(p.name) for p in self.run.glob("checkpoints/*") if p.name.isdigit()), default=0)
 
-    def logged(self) -> int:
-        """Lines of the log."""
-        log = self.run / "metrics.jsonl"
-        return log.read_bytes().count(b"\n") if log.exists() else 0
-
     def is_stepping(self) -> bool:
-        """A step of these very processes is logged."""
-        return self.logged() > self.lines
+        """A step of these very processes is done: process 0 opens TensorBoard events of its own each time."""
+        return self._events() > self.events
+
+    def _events(self) -> int:
+        return len(list(self.run.glob("tensorboard/*")))
 
 
 def free_port() -> int:

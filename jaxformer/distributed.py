@@ -164,6 +164,26 @@ def _service() -> Any:
     return global_state.client
 
 
+def begun_together(jitted: Any) -> Any:
+    """A jitted function that no process calls for the first time before all have compiled it.
+
+    Collectives between CPUs give up where one process comes to them half a minute before another (jax 0.10).
+    """
+    if jax.process_count() == 1:
+        return jitted
+    waited = False
+
+    def call(*given: Any) -> Any:
+        nonlocal waited
+        if not waited:
+            jitted.lower(*given).compile()
+            in_turn(lambda: None)
+            waited = True
+        return jitted(*given)
+
+    return call
+
+
 def read(leaf: Any) -> np.ndarray:
     """The values of an array that may be spread over all processes; then all must read it, at the same place."""
     if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:

@@ -43,7 +43,8 @@ class Evaluator:
         loss = experiment.task.loss(start.model, train=False)
         eval_step = evaluate.make_eval_step(loss, seed=experiment.seed)
         everywhere = NamedSharding(start.mesh, PartitionSpec())
-        self.eval_step = jax.jit(eval_step, out_shardings=everywhere, compiler_options=compiler_options(experiment))
+        compiled: dict[str, Any] = {"out_shardings": everywhere, "compiler_options": compiler_options(experiment)}
+        self.eval_step = distributed.begun_together(jax.jit(eval_step, **compiled))
         self._batches = functools.cache(self._make_batches)
         for part in parts:
             self._batches(part, None)

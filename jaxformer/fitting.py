@@ -161,7 +161,7 @@ class Fitter:
             place = functools.partial(sharding.place_batch, mesh=self.mesh)
             return Learner(e.task, self.model, self.evaluator.roller, self.optimizer, place, **how, **compiled)
         step = make_step(e.task.loss(self.model, train=True), self.optimizer, **how)
-        return jax.jit(step, donate_argnums=0, **compiled)
+        return distributed.begun_together(jax.jit(step, donate_argnums=0, **compiled))
 
     def run(self) -> Run:
         """Restore or begin, take the steps that are left, and finish."""

@@ -263,7 +263,9 @@ def _checkpoint(folder: Path, dtype: Any, mesh: Mesh | None) -> Loaded:
         target = None if dtype is None else _shapes(model, dtype, mesh)
         params = checkpoints.restore_params(target)
     if mesh is not None:
-        params = jax.device_put(params, sharding.shardings(mesh, params))
+        # device_put takes no sharding over the devices of other processes
+        place = lambda leaf, home: jax.make_array_from_callback(leaf.shape, home, np.asarray(leaf).__getitem__)
+        params = jax.tree.map(place, params, sharding.shardings(mesh, params))
     family = families.family(card.model_type) if card.model_type else None
     return model, params, _tokenizer(folder / "tokenizer", family)
 

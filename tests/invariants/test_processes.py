@@ -37,7 +37,7 @@ HEARTBEAT = 10
 SLACK = 10.0
 """Seconds beside the heartbeat until the last process has ended: docs/processes.md, where they were measured."""
 
-# `jaxformer train` that notes the rows it makes, [batch, row, what it holds], and that may be slowed down.
+# `jaxformer train` that notes the rows it makes, [batch, row, what it holds]; it may be slowed down, and may fail.
 RECORDER = """
 import hashlib, json, os, time, jax
 from jaxformer import cli
@@ -47,7 +47,10 @@ make = Batches.batch
 
 def batch(self, n, part=slice(None)):
     made = make(self, n, part)
-    time.sleep(float(os.environ.get("SLOW", 0)) / (1 + jax.local_device_count() * ("SLOW" in os.environ)))
+    if part.start in (None, 0, self.batch_size // 2):  # once a batch
+        time.sleep(float(os.environ.get("SLOW", 0)))
+    if [n, jax.process_index()] == json.loads(os.environ.get("FAIL", "null")):
+        raise OSError(f"batch {n} cannot be read")
     with open(f"{os.environ['RECORD']}-{jax.process_index()}.jsonl", "a") as file:
         for i, number in enumerate(range(self.batch_size)[part]):
             held = hashlib.sha256(b"".join(made[name][i].tobytes() for name in sorted(made))).hexdigest()
@@ -160,7 +163,7 @@ def test_another_number_of_processes_goes_on_with_the_same_batches(whole, tmp_pa
             shutil.rmtree(place)
     (run / "result.json").unlink()
 
-    alone = job(tmp_path, 1, record="one", SLOW="0.2")
+    alone = job(tmp_path, 1, record="one", SLOW="0.4")
     alone.wait_until(lambda: len(steps(alone.run)) > 8 and alone.is_stepping())
     alone.signal(0, signal.SIGTERM)
     assert alone.codes() == [130], alone.text()
@@ -202,3 +205,12 @@ def test_what_fails_in_one_process_ends_all_with_the_reason(whole, tmp_path):
     assert "jaxformer: process 1 failed: this process was given another experiment" in first
     for text in (first, second):
         assert "Traceback" not in text
+
+
+def test_a_process_that_fails_amid_its_steps_is_not_waited_for(tmp_path):
+    failing = job(tmp_path, 2, heartbeat=5, FAIL="[6, 1]")
+    first, second = failing.codes()
+    assert second in (1, -signal.SIGABRT)
+    assert first in (distributed.LOST, -signal.SIGABRT)
+    assert "jaxformer: batch 6 cannot be read" in failing.outputs[1].read_text()
+    assert failing.saved() == 6
