@@ -5,7 +5,11 @@ checksums of all files. Every process of a run makes the same calls; the first a
 """
 
 import logging
+import os
+import re
 import shutil
+import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,6 +31,7 @@ from jaxformer.train.state import TrainState
 logger = logging.getLogger(__name__)
 Json = Mapping[str, Any]
 OPT = "opt"
+SILENCED = ("absl", "asyncio")
 
 
 class SaveError(OSError):
@@ -66,11 +71,10 @@ class Checkpoints:
         self._failure: SaveError | None = None
         self._sweeper = ThreadPoolExecutor(max_workers=1)
         self._silence = _Silence()
-        logging.getLogger("absl").addFilter(self._silence)
         try:
             self._manager = self._opened()
         except OSError as error:
-            logging.getLogger("absl").removeFilter(self._silence)
+            self._silence.end()
             raise SaveError(f"checkpoints cannot be kept in {self.folder}: {error}") from error
         self._sweep()
 
@@ -166,7 +170,7 @@ class Checkpoints:
             self._manager.close()
             self._sweep()
             self._sweeper.shutdown()
-            logging.getLogger("absl").removeFilter(self._silence)
+            self._silence.end()
 
     def __enter__(self) -> Self:
         return self
@@ -222,7 +226,9 @@ class Checkpoints:
             free = f" ({shutil.disk_usage(self.folder).free / 2**20:,.0f} MiB are free on that disk)"
         except OSError:
             free = ""
-        self._failure = SaveError(f"step {self._saving} cannot be saved in {self.folder}{free}: {reason}")
+        of_system = re.search(r"os_error_code='(\d+)'", str(reason))  # in the midst of tensorstore's long tale
+        short = os.strerror(int(of_system[1])) if of_system else reason
+        self._failure = SaveError(f"step {self._saving} cannot be saved in {self.folder}{free}: {short}")
         return self._failure
 
     def _good(self, step: int | None, without: Sequence[str] = ()) -> int:
@@ -299,10 +305,29 @@ class Checkpoints:
 
 
 class _Silence(logging.Filter):
-    """Drops the lines that orbax logs through absl: what matters of them reaches the user as an exception."""
+    """Drops what orbax, and asyncio and tensorstore for it, print of a save: what matters is raised to the user."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hook = sys.excepthook
+        sys.excepthook = self._excepthook
+        for name in SILENCED:
+            logging.getLogger(name).addFilter(self)
+
+    def end(self) -> None:
+        for name in SILENCED:
+            logging.getLogger(name).removeFilter(self)
+        if sys.excepthook == self._excepthook:
+            sys.excepthook = self.hook
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return "orbax" not in Path(record.pathname).parts
+        frames = traceback.extract_tb(record.exc_info[2]) if record.exc_info else []
+        return not any("orbax" in Path(name).parts for name in (record.pathname, *(f.filename for f in frames)))
+
+    def _excepthook(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        # Where one write fails, orbax closes its loop, and each of the others that ends later would tell of that.
+        if str(error) != "Event loop is closed":
+            self.hook(kind, error, trace)
 
 
 def _items(state: TrainState) -> dict[str, Any]:
