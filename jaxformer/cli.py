@@ -11,6 +11,7 @@ COMMANDS = {
     "chat": "talk with a model that was trained on conversations: jaxformer chat FOLDER",
     "convert": "write any checkpoint in the published layout: jaxformer convert SOURCE FOLDER",
     "verify": "look a published model over, layer by layer: jaxformer verify FOLDER",
+    "plan": "say what a run needs on devices that need not be here: jaxformer plan CONFIG --topology v5e:4x4",
     "doctor": "say what is installed, which devices are used, and what is wrong",
 }
 

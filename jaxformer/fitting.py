@@ -140,15 +140,13 @@ class Fitter:
         self.step = self._step()
 
     def _step(self) -> Step:
-        e, homes = self.experiment, (self.homes, NamedSharding(self.mesh, PartitionSpec()))
-        compiled: dict[str, Any] = {"out_shardings": homes, "compiler_options": compiler_options(e)}
-        how: dict[str, Any] = {"seed": e.seed, "accumulate": e.accumulate}
+        e = self.experiment
         if isinstance(e.task, Online):
             assert self.evaluator.roller is not None
             place = functools.partial(sharding.place_batch, mesh=self.mesh)
-            return Learner(e.task, self.model, self.evaluator.roller, self.optimizer, place, **how, **compiled)
-        step = make_step(e.task.loss(self.model, train=True), self.optimizer, **how)
-        return jax.jit(step, donate_argnums=0, **compiled)
+            how = {"seed": e.seed, "accumulate": e.accumulate} | _compiled(e, self.homes, self.mesh)
+            return Learner(e.task, self.model, self.evaluator.roller, self.optimizer, place, **how)
+        return train_step(e, self.model, self.optimizer, self.homes, self.mesh)
 
     def run(self) -> Run:
         """Restore or begin, take the steps that are left, and finish."""
@@ -263,7 +261,7 @@ class Fitter:
 
     def abstract(self) -> TrainState:
         """Shapes, dtypes and places of the state's leaves."""
-        return _abstract(self.start, self.optimizer)
+        return abstract_state(self.start, self.optimizer)
 
     def fresh(self) -> TrainState:
         """The state before the first step."""
@@ -312,11 +310,27 @@ def restored(experiment: Experiment, start: Start, folder: Path) -> TrainState:
     """
     half = start.model.dtype == np.float16
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
-        return checkpoints.restore(_abstract(start, starting.rule(experiment, half)))[0]
+        return checkpoints.restore(abstract_state(start, starting.rule(experiment, half)))[0]
 
 
-def _abstract(start: Start, optimizer: optax.GradientTransformation) -> TrainState:
-    """Shapes, dtypes and places of the leaves of a run's state."""
+def train_step(
+    e: Experiment, model: Model, optimizer: optax.GradientTransformation, homes: TrainState, mesh: Mesh
+) -> Any:
+    """The jitted step(state, frozen, batch) of a task that is given its rows; `homes`: where the state lies."""
+    step = make_step(e.task.loss(model, train=True), optimizer, seed=e.seed, accumulate=e.accumulate)
+    return jax.jit(step, donate_argnums=0, **_compiled(e, homes, mesh))
+
+
+def _compiled(e: Experiment, homes: TrainState, mesh: Mesh) -> dict[str, Any]:
+    """What `jax.jit` is told of a step."""
+    return {
+        "out_shardings": (homes, NamedSharding(mesh, PartitionSpec())),
+        "compiler_options": compiler_options(e),
+    }
+
+
+def abstract_state(start: Start, optimizer: optax.GradientTransformation) -> TrainState:
+    """Shapes, dtypes and places of the leaves of a run's state; nothing is allocated."""
     opt_state = jax.eval_shape(optimizer.init, start.trained)
     shapes = TrainState(step=jax.ShapeDtypeStruct((), np.int32), params=start.trained, opt_state=opt_state)  # type: ignore[arg-type]
     homes = sharding.like_parameters(start.mesh, shapes, start.trained)

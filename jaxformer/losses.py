@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxformer.nn.axes import shares
 from jaxformer.nn.linear import Unembed
 
 Metrics = dict[str, tuple[Array, Array]]
@@ -18,7 +19,9 @@ Metrics = dict[str, tuple[Array, Array]]
 metric "loss" but for what it adds to train by. A sum may be an array, such as a table of counts."""
 
 CHUNK_ELEMENTS = 2**24
-"""Logits that exist at a time: 64 MiB in float32."""
+"""Logits that exist at a time on a device: 64 MiB in float32. Where devices share the rows it is as many as the
+output matrix has numbers, if that is more: they gather it for each chunk, and smaller chunks would save little beside
+it."""
 MASKED = -1e30
 """The score of what cannot be chosen."""
 
@@ -185,8 +188,10 @@ def _over_chunks(chunk: Any, start: Any, arrays: Any, vocabulary: int) -> tuple[
     """Scan `chunk` over pieces of the length of arrays [B, T, ...], so that a batch split over devices stays where it
     is; what it gives for each piece is put together as [B, T, ...].
     """
-    batch, length = jax.tree.leaves(arrays)[0].shape[:2]
-    longest = max(1, CHUNK_ELEMENTS // (batch * vocabulary))
+    batch, length, width = jax.tree.leaves(arrays)[0].shape
+    devices = shares((batch, length, vocabulary), ("batch", "length", "vocab"))
+    elements = CHUNK_ELEMENTS if devices == 1 else max(CHUNK_ELEMENTS, width * vocabulary)
+    longest = max(1, elements * devices // (batch * vocabulary))
     pieces = -(-length // longest)
     if pieces == 1:
         return chunk(start, arrays)

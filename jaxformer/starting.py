@@ -131,6 +131,35 @@ def begin(experiment: Experiment, found: source.Loaded | None, tokenizer: Tokeni
     return Start(model, tokenizer, _abstract(first), first, {**frozen, **beside}, e.seed, mesh, helpers)
 
 
+def abstract(experiment: Experiment, found: source.Sketch | None, tokenizer: Tokenizer | None, mesh: Mesh) -> Start:
+    """What `begin` gives, of shapes and dtypes alone: no parameter is made or read.
+
+    `found`: the model that the experiment begins from. Raises ValueError for a task whose loss reads a second model.
+    """
+    e = experiment
+    if any(getattr(e.task, name, "") for name in ("teacher", "reference")):
+        raise ValueError(
+            f"task {type(e.task).__name__}: its loss reads a second model, which only training can place"
+        )
+    helpers = e.task.heads if isinstance(e.task, objective.Headed) else ()
+    if found is None:
+        assert e.model is not None
+        model, dtype = _model(e, e.model, _card(e, e.model, tokenizer)), None
+    else:
+        extra = (*found.model.config.extra, *helpers)
+        model = _model(e, dataclasses.replace(found.model.config, extra=extra), found.model.card)
+        dtype = found.dtype if e.adapter is not None else None
+    trained: Params = sharding.abstract_params(model, dtype)
+    frozen: Params = {}
+    if e.adapter is not None:
+        trained, frozen = jax.eval_shape(lambda params: _adapted(e, model, params), trained)
+    elif e.freeze:
+        trained, frozen = _unfrozen(e, trained)
+    if isinstance(e.task, objective.Anchored) and e.task.anchored and e.adapter is None:
+        frozen = {**frozen, objective.BEGINNING: trained}
+    return Start(model, tokenizer, trained, None, frozen, e.seed, mesh, tuple(head.name for head in helpers))
+
+
 def updates_of(experiment: Experiment) -> int:
     """How often the optimizer moves the parameters in a step."""
     return experiment.task.updates if isinstance(experiment.task, Online) else 1

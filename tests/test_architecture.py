@@ -30,7 +30,7 @@ FLOORS = (
     {"feed"},
     {"evaluating"},
     {"fitting"},
-    {"replaying"},
+    {"replaying", "plan"},
     {"commands"},
     {"cli"},
     {"", "__main__"},

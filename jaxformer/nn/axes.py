@@ -4,7 +4,7 @@ from math import prod
 
 import jax
 from jax import Array
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 LOGICAL_AXES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp", "expert"),
@@ -45,6 +45,12 @@ def partition(shape: tuple[int, ...], axes: tuple[str, ...]) -> PartitionSpec | 
     return PartitionSpec(
         *(_placement(size, LOGICAL_AXES[name], sizes) for size, name in zip(shape, axes, strict=True))
     )
+
+
+def shares(shape: tuple[int, ...], axes: tuple[str, ...]) -> int:
+    """Over how many devices `constrain` splits an array of this shape; 1 without a mesh."""
+    mesh, spec = jax.sharding.get_abstract_mesh(), partition(shape, axes)
+    return 1 if spec is None else prod(shape) // prod(NamedSharding(mesh, spec).shard_shape(shape))
 
 
 def _placement(size: int, mesh_axes: tuple[str, ...], sizes: dict[str, int]) -> tuple[str, ...] | None:
