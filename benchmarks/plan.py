@@ -75,8 +75,8 @@ def write(found):
 
 def table(found):
     yield (
-        "| configuration | slice | chips | rows x length | peak of memory, GiB | fits | PFLOPs a step | links, GB a chip"
-        " | step at best, s | MFU at best |"
+        "| configuration | slice | chips | rows x length | peak of memory, GiB | fits | PFLOPs a step |"
+        " links, GB a chip | step at best, s | MFU at best |"
     )
     yield "|---|---|---|---|---|---|---|---|---|---|"
     for (config, topology, options), plan in found.items():
