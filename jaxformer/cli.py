@@ -12,6 +12,7 @@ COMMANDS = {
     "convert": "write any checkpoint in the published layout: jaxformer convert SOURCE FOLDER",
     "verify": "look a published model over, layer by layer: jaxformer verify FOLDER",
     "checkpoint": "look after what a run has saved: jaxformer checkpoint list | verify | prune FOLDER",
+    "plan": "say what a run needs on devices that need not be here: jaxformer plan CONFIG --topology v5e:4x4",
     "doctor": "say what is installed, which devices are used, and what is wrong",
 }
 LIBRARIES = ("jax", "jaxlib", "flax", "orbax")

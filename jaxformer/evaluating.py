@@ -19,6 +19,7 @@ from jaxformer.feed import HeldOut
 from jaxformer.objective import Predicting
 from jaxformer.sharding import MeshConfig
 from jaxformer.starting import Start
+from jaxformer.stepping import compiler_options
 from jaxformer.text.corpus import DataConfig
 from jaxformer.text.files import read_json
 from jaxformer.text.index import Batch, EvaluationBatches
@@ -136,12 +137,6 @@ def _roller(experiment: Experiment, start: Start) -> Roller | None:
     assert start.tokenizer is not None
     judges = Judges(task.rewards, start.mesh)
     return Roller(start.model, start.tokenizer, judges, task.room(length), task.answer_length)
-
-
-def compiler_options(experiment: Experiment) -> dict[str, bool] | None:
-    """What XLA is asked for beside its defaults."""
-    is_asked = experiment.deterministic and jax.default_backend() == "gpu"
-    return {"xla_gpu_deterministic_ops": True} if is_asked else None
 
 
 def recorded(folder: Path) -> Experiment:

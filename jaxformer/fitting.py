@@ -12,13 +12,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
-from jaxformer import codec, distributed, optimizer, sharding, source, starting, tree
+from jaxformer import codec, distributed, optimizer, sharding, source, starting, stepping, tree
 from jaxformer.align.learner import Learner
 from jaxformer.align.online import Online
-from jaxformer.evaluating import Evaluator, by_first, compiler_options
+from jaxformer.evaluating import Evaluator, by_first
 from jaxformer.experiment import CHANGEABLE, Experiment
 from jaxformer.feed import Feed, check_rows, compressors, make_feed
 from jaxformer.generation import Sample, generate
@@ -39,7 +38,7 @@ from jaxformer.train.profiling import Profiler
 from jaxformer.train.progress import TrainingProgress
 from jaxformer.train.run_folder import RunFolder
 from jaxformer.train.state import ROLLOUT, TrainState, stream_key
-from jaxformer.train.step import Step, make_step
+from jaxformer.train.step import Step
 
 OnMetrics = Callable[[int, Values], None]
 LOSS = "held_out/loss"
@@ -153,15 +152,13 @@ class Fitter:
         self.step = self._step()
 
     def _step(self) -> Step:
-        e, homes = self.experiment, (self.homes, NamedSharding(self.mesh, PartitionSpec()))
-        compiled: dict[str, Any] = {"out_shardings": homes, "compiler_options": compiler_options(e)}
-        how: dict[str, Any] = {"seed": e.seed, "accumulate": e.accumulate}
+        e = self.experiment
         if isinstance(e.task, Online):
             assert self.evaluator.roller is not None
             place = functools.partial(sharding.place_batch, mesh=self.mesh)
-            return Learner(e.task, self.model, self.evaluator.roller, self.optimizer, place, **how, **compiled)
-        step = make_step(e.task.loss(self.model, train=True), self.optimizer, **how)
-        return distributed.begun_together(jax.jit(step, donate_argnums=0, **compiled))
+            how = {"seed": e.seed, "accumulate": e.accumulate} | stepping.compiled_as(e, self.homes, self.mesh)
+            return Learner(e.task, self.model, self.evaluator.roller, self.optimizer, place, **how)
+        return stepping.train_step(e, self.model, self.optimizer, self.homes, self.mesh)
 
     def run(self) -> Run:
         """Restore or begin, take the steps that are left, and finish."""
@@ -316,7 +313,7 @@ class Fitter:
 
     def abstract(self) -> TrainState:
         """Shapes, dtypes and places of the state's leaves."""
-        return _abstract(self.start, self.optimizer)
+        return stepping.abstract_state(self.start, self.optimizer)
 
     def fresh(self) -> TrainState:
         """The state before the first step."""
@@ -378,16 +375,7 @@ def restored(experiment: Experiment, start: Start, folder: Path) -> TrainState:
     """
     half = start.model.dtype == np.float16
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
-        return checkpoints.restore(_abstract(start, starting.rule(experiment, half)))[0]
-
-
-def _abstract(start: Start, optimizer: optax.GradientTransformation) -> TrainState:
-    """Shapes, dtypes and places of the leaves of a run's state."""
-    opt_state = jax.eval_shape(optimizer.init, start.trained)
-    shapes = TrainState(step=jax.ShapeDtypeStruct((), np.int32), params=start.trained, opt_state=opt_state)  # type: ignore[arg-type]
-    homes = sharding.like_parameters(start.mesh, shapes, start.trained)
-    placed = lambda leaf, home: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=home)
-    return jax.tree.map(placed, shapes, homes)
+        return checkpoints.restore(stepping.abstract_state(start, starting.rule(experiment, half)))[0]
 
 
 def averaged(state: TrainState) -> Any:

@@ -108,6 +108,18 @@ def specs(mesh: Mesh, shapes: Mapping[str, Any], rules: tree.Rules[tuple[Placeme
     return found
 
 
+def fallbacks(mesh: Mesh, shapes: Mapping[str, Any], rules: tree.Rules[tuple[Placement, ...]] = RULES) -> list[str]:
+    """A line for each leaf that does not divide as its rule would have it first: what was taken in its place."""
+    flat, found = tree.flatten(shapes), []
+    placed = specs(mesh, shapes, rules)
+    for path, placements in tree.match(rules, flat, "sharding").items():
+        shape, wanted = flat[path].shape, placements[0]
+        if not _fits(mesh, shape, wanted):
+            taken = " x ".join(map(str, placed[path])) if any(placed[path]) else "replicated"
+            found.append(f"{path} {shape}: {' x '.join(map(str, wanted))} does not divide; {taken}")
+    return found
+
+
 def shardings(mesh: Mesh, shapes: Mapping[str, Any]) -> dict[str, Any]:
     """The tree of NamedShardings of a tree of parameters."""
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), tree.unflatten(specs(mesh, shapes)))

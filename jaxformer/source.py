@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxformer import codec, families, lora, sharding, tree
-from jaxformer.config import Card, ModelConfig
+from jaxformer.config import Card, ModelConfig, Sentences
 from jaxformer.families import gguf_rows, gguf_tokenizers, heads
 from jaxformer.nn.linear import Quantized
 from jaxformer.nn.model import Model
@@ -24,6 +24,16 @@ from jaxformer.weights import adapters, convert, gguf, hub, model_card, sentence
 
 logger = logging.getLogger(__name__)
 Loaded = tuple[Model, dict[str, Any], Tokenizer | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sketch:
+    """A published model of which no tensor was read."""
+
+    model: Model
+    dtype: str
+    """What its parameters are stored as."""
+    tokenizer: Tokenizer | None
 
 
 def from_pretrained(
@@ -67,6 +77,20 @@ def from_pretrained(
         f"{folder}: no model: looked for {hub.CONFIG} (the published layout), a single {gguf.SUFFIX} file, "
         f"model/ and checkpoints/ (a run), {adapters.CONFIG} (an adapter)"
     )
+
+
+def sketched(source: str | os.PathLike[str], head: str | None = None) -> Sketch:
+    """What `from_pretrained` would give of a folder in the published layout, or of a run's: its tensors are not read.
+
+    Raises FileNotFoundError where there is no such folder, ValueError for attributes that cannot be expressed.
+    """
+    folder = Path(source).expanduser()
+    folder = next((place for place in (folder, folder / "model") if (place / hub.CONFIG).is_file()), folder)
+    if not (folder / hub.CONFIG).is_file():
+        raise FileNotFoundError(f"{folder}: no {hub.CONFIG}, and none in model/: a plan reads this alone of a model")
+    found = hub.read(folder)
+    model, family = _described(found, head, None)
+    return Sketch(model, found.config.get(_dtype_attribute(found.config)) or "float32", _tokenizer(folder, family))
 
 
 def save_pretrained(
@@ -190,11 +214,8 @@ def push_to_hub(
 
 def _published(folder: Path, head: str | None, dtype: Any, mesh: Mesh | None) -> Loaded:
     found = hub.read(folder)
-    family = families.family(found.config.get("model_type", ""))
-    config = _asked(found.config, family, head, dtype)
-    config = families.of_tensors(config, found.tensors)
     sentences = sentence_transformers.read(folder) if head in (None, "embed") else None
-    model = Model(family.config(config), card=Card(config["model_type"], config, found.generation, sentences))
+    model, family = _described(found, head, dtype, sentences)
     params = _filled(
         model,
         family.names(model.config),
@@ -202,9 +223,19 @@ def _published(folder: Path, head: str | None, dtype: Any, mesh: Mesh | None) ->
         (folder, head, dtype, mesh),
         prefix=family.PREFIX,
         ignored=family.IGNORED,
-        heads=families.head_tensors(config),
+        heads=families.head_tensors(model.card.config),
     )
     return model, params, _tokenizer(folder, family)
+
+
+def _described(
+    found: hub.Published, head: str | None, dtype: Any, sentences: Sentences | None = None
+) -> tuple[Model, families.Family]:
+    """The model that config.json describes, and its family."""
+    family = families.family(found.config.get("model_type", ""))
+    config = families.of_tensors(_asked(found.config, family, head, dtype), found.tensors)
+    card = Card(config["model_type"], config, found.generation, sentences)
+    return Model(family.config(config), card=card), family
 
 
 def _gguf(path: Path, head: str | None, dtype: Any, mesh: Mesh | None) -> Loaded:

@@ -130,10 +130,42 @@ def begin(experiment: Experiment, found: source.Loaded | None, tokenizer: Tokeni
         return Start(model, tokenizer, _abstract(shapes), params, beside, e.seed, mesh, helpers)
     if params is None:
         params = sharding.init(model, stream_key(e.seed, INIT, 0), mesh=mesh)
-    first, frozen = _adapted(e, model, params, mesh) if e.adapter is not None else _unfrozen(e, params)
+    first, frozen = _adapted(e, model, params) if e.adapter is not None else _unfrozen(e, params)
+    if e.bits is not None:
+        kept = frozen["params"]
+        frozen = {**frozen, "params": jax.device_put(kept, sharding.shardings(mesh, kept))}
     if anchored:  # real copies: the trained ones are given away with the first step
         beside[objective.BEGINNING] = jax.tree.map(jnp.copy, first)
     return Start(model, tokenizer, _abstract(first), first, {**frozen, **beside}, e.seed, mesh, helpers)
+
+
+def abstract(experiment: Experiment, found: source.Sketch | None, tokenizer: Tokenizer | None, mesh: Mesh) -> Start:
+    """What `begin` gives, of shapes and dtypes alone: no parameter is made or read.
+
+    `found`: the model that the experiment begins from. Raises ValueError for a task whose loss reads a second model.
+    """
+    e = experiment
+    if any(getattr(e.task, name, "") for name in ("teacher", "reference")):
+        raise ValueError(
+            f"task {type(e.task).__name__}: its loss reads a second model, which only training can place"
+        )
+    helpers = e.task.heads if isinstance(e.task, objective.Headed) else ()
+    if found is None:
+        assert e.model is not None
+        model, dtype = _model(e, e.model, _card(e, e.model, tokenizer)), None
+    else:
+        extra = (*found.model.config.extra, *helpers)
+        model = _model(e, dataclasses.replace(found.model.config, extra=extra), found.model.card)
+        dtype = found.dtype if e.adapter is not None else None
+    trained: Params = sharding.abstract_params(model, dtype)
+    frozen: Params = {}
+    if e.adapter is not None:
+        trained, frozen = jax.eval_shape(lambda params: _adapted(e, model, params), trained)
+    elif e.freeze:
+        trained, frozen = _unfrozen(e, trained)
+    if isinstance(e.task, objective.Anchored) and e.task.anchored and e.adapter is None:
+        frozen = {**frozen, objective.BEGINNING: trained}
+    return Start(model, tokenizer, trained, None, frozen, e.seed, mesh, tuple(head.name for head in helpers))
 
 
 def updates_of(experiment: Experiment) -> int:
@@ -176,7 +208,7 @@ def _unfrozen(e: Experiment, params: Params) -> tuple[Params, Params]:
     return trained, {"params": frozen}
 
 
-def _adapted(e: Experiment, model: Model, params: Params, mesh: Mesh) -> tuple[Params, Params]:
+def _adapted(e: Experiment, model: Model, params: Params) -> tuple[Params, Params]:
     """(an adapter and the heads of the task, what stays)."""
     assert e.adapter is not None
     heads = [f"heads/{extra.name}/**" for extra in model.config.extra]
@@ -184,7 +216,6 @@ def _adapted(e: Experiment, model: Model, params: Params, mesh: Mesh) -> tuple[P
     moved, fixed = lora.split_scale(lora.init(e.adapter, params, stream_key(e.seed, INIT, 1)))
     if e.bits is not None:
         frozen = quantize.quantize(frozen, bits=e.bits)
-        frozen = jax.device_put(frozen, sharding.shardings(mesh, frozen))
     trained = jax.tree.map(lambda leaf: leaf.astype("float32"), trained)
     return {**trained, objective.ADAPTER: moved}, {"params": frozen, objective.ADAPTER: fixed}
 

@@ -31,6 +31,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 MISSING = {
     "parity": [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None],
+    "tpu": [name for name in ("libtpu",) if importlib.util.find_spec(name) is None],
 }
 TRAINED = {
     "mathformer": ("mathformer", "2.0.0"),

@@ -8,6 +8,7 @@ import pytest
 from jaxformer import losses
 from jaxformer.losses import confusion, cross_entropy, distillation, token_log_probs
 from jaxformer.nn.linear import Unembed
+from jaxformer.sharding import MeshConfig, make_mesh
 
 B, T, D, V = 2, 7, 8, 11
 random = np.random.default_rng(0)
@@ -381,3 +382,17 @@ def test_nothing_is_computed_that_was_not_asked_for(monkeypatch, pieces):
     counts = [products(f, hidden, kernel) for f in (loss, jax.grad(loss), jax.grad(loss, argnums=(0, 1)))]
     for count, expected in zip(counts, (1, 2, 3), strict=True):
         assert expected * one <= count < (expected + 0.5) * one
+
+
+@pytest.mark.parametrize(("devices", "pieces"), [(1, 32), (8, 4)])
+def test_a_chunk_is_measured_by_what_one_device_holds_of_it(monkeypatch, devices, pieces):
+    """One that all devices share would be cut as finely on a thousand as their rows are many, and each gathers the
+    output matrix."""
+    width, vocab = 2, 16
+    monkeypatch.setattr(losses, "CHUNK_ELEMENTS", 16 * vocab)
+    hidden, targets = jnp.ones((16, 32, width)), jnp.zeros((16, 32), jnp.int32)
+    unembed = Unembed(jnp.ones((width, vocab)), False)
+    loss = lambda hidden: losses.cross_entropy(hidden, unembed, targets, jnp.ones((16, 32)))[0]
+    with jax.set_mesh(make_mesh(MeshConfig(data=1, fsdp=-1), jax.devices()[:devices])):
+        program = str(jax.make_jaxpr(loss)(hidden))
+    assert f"length={pieces}" in program

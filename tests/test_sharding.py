@@ -209,3 +209,14 @@ def test_each_device_is_handed_its_own_rows(mesh):
 def test_parameters_are_made_in_the_dtype_asked_for():
     params = sharding.init(Model(tiny_models()["rotary"]), jax.random.key(0, impl="rbg"), dtype=jnp.bfloat16)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}
+
+
+def test_what_does_not_divide_as_its_rule_has_it_first_is_told():
+    """Nine heads over two devices: the width is split over both axes in their place; all else is as it should be."""
+    mesh, shapes = make_mesh(MESHES["tensor 2 x fsdp 4"]), abstract(rotary_135m())
+    kernels = [f"decoder/blocks/attention/{name}/kernel" for name in ("query", "key", "value", "out")]
+    told = {line.partition(" ")[0]: line for line in sharding.fallbacks(mesh, shapes)}
+    assert sorted(told) == sorted(kernels)
+    query = "(30, 576, 9, 64): fsdp x tensor x None does not divide; None x ('fsdp', 'tensor') x None x None"
+    assert told[kernels[0]] == f"{kernels[0]} {query}"
+    assert sharding.fallbacks(make_mesh(MESHES["fsdp 8"]), shapes) == []

@@ -108,7 +108,7 @@ def whole(tmp_path_factory):
 
 def test_process_0_writes_for_all_and_each_makes_its_own_rows(whole):
     names = {path.name for path in whole.run.iterdir()}
-    files = {"experiment.json", "data.json", "metrics.jsonl", "curves.png", "result.json", "lock"}
+    files = {"experiment.json", "data.json", "metrics.jsonl", "curves.png", "result.json", "heartbeat.json", "lock"}
     assert names == files | {"checkpoints", "model", "tensorboard", "tokenizer"}
     assert len(list((whole.run / "tensorboard").iterdir())) == 1
     assert steps(whole.run) == list(range(1, STEPS + 1))
