@@ -66,7 +66,7 @@ class Heartbeat(Stopwatch):
     def __init__(self, folder: Path, since: float | None = None, *, silent: bool = False) -> None:
         super().__init__(since)
         self.file, self.silent, self.step, self._written = folder / FILE, silent, 0, 0.0
-        with contextlib.suppress(OSError, ValueError, KeyError):  # none yet, or half a file after a power cut
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # none yet, or half of one
             self.seconds |= json.loads(self.file.read_text())["seconds"]
 
     @contextlib.contextmanager

@@ -1,9 +1,10 @@
 """What a run writes down about itself: metrics.jsonl, TensorBoard events, and a picture of the curves."""
 
+import gc
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
@@ -19,6 +20,8 @@ from jaxformer import distributed
 FILE, PICTURE, EVENTS = "metrics.jsonl", "curves.png", "tensorboard"
 PARTS = ("rollout", "reward", "learning")
 """What a step that learns from its own answers spends its time on."""
+POINTS = 1000
+"""Lines that a picture is drawn of at most: a log grows without end, what is held of it does not."""
 Line = dict[str, Any]
 
 
@@ -27,13 +30,15 @@ class MetricsLog:
 
     A line is {"step": n, "values": {...}, "time": {...}}. A run that is interrupted and resumed writes the
     same steps and values, bit for bit, as one that is not; what depends on the clock stands under "time".
-    To resume, `truncate` first. A context manager. Of several processes the first alone writes.
+    To resume, or to draw what is there already, `truncate` first. A context manager. Of several processes the first
+    alone writes.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self._is_mute = not distributed.is_first()
         self._first = 0
+        self._shown: dict[bool, _Spread] = {}
         self._file: TextIO | None = None
         self._events: SummaryWriter | None = None
 
@@ -46,6 +51,7 @@ class MetricsLog:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._file = (self.folder / FILE).open("a", buffering=1, encoding="utf-8")
         self._file.write(json.dumps(line, default=float) + "\n")
+        self._show(line)
         for name, value in values.items():
             if math.isfinite(value):
                 self._board().add_scalar(name, float(value), step)
@@ -58,27 +64,32 @@ class MetricsLog:
     def truncate(self, step: int) -> float:
         """Forget what comes after `step`, and a line that a kill left half-written; return its seconds."""
         self.close()
-        self._first, seconds = step + 1, 0.0
-        path = self.folder / FILE
+        self._first, self._shown, seconds = step + 1, {}, 0.0
+        path, beside = self.folder / FILE, self.folder / f"{FILE}.tmp"
         if path.exists() and not self._is_mute:
-            kept = []
-            for raw, line in _parsed(path):
-                if line["step"] <= step:
-                    kept.append(raw)
-                else:
-                    seconds += line["time"].get("seconds", 0.0)
-            _replace(path, b"".join(kept))
+            with beside.open("wb") as kept:
+                for raw, line in _parsed(path):
+                    if line["step"] <= step:
+                        kept.write(raw)
+                        self._show(line)
+                    else:
+                        seconds += line["time"].get("seconds", 0.0)
+            os.replace(beside, path)
         return seconds
 
-    def lines(self) -> list[Line]:
-        """All lines, those of earlier processes too."""
-        return read_metrics(self.folder)
+    def lines(self) -> Iterator[Line]:
+        """All lines, those of earlier processes too, one by one."""
+        path = self.folder / FILE
+        return (line for _, line in _parsed(path)) if path.exists() else iter(())
 
     def draw(self) -> Path:
-        """Draw curves.png anew from all lines, and return its path."""
+        """Draw curves.png anew, of a long log by lines that are spread evenly over it, and return its path."""
         path = self.folder / PICTURE
-        if not self._is_mute:
-            draw_curves(self.lines(), path, self.folder.resolve().name)
+        if self._is_mute:
+            return path
+        lines = [line for spread in self._shown.values() for line in spread.kept]
+        draw_curves(lines, path, self.folder.resolve().name)
+        gc.collect()  # a figure is a heap of cycles, and left alone these stay for thousands of steps
         return path
 
     def close(self) -> None:
@@ -97,6 +108,10 @@ class MetricsLog:
     ) -> None:
         self.close()
 
+    def _show(self, line: Line) -> None:
+        """What a step says and what an evaluation says are spread each for itself."""
+        self._shown.setdefault(bool(line["time"]), _Spread()).add(line)
+
     def _board(self) -> SummaryWriter:
         if self._events is None:
             # It names files by the second and writes over one of the same name. With the suffix, that can
@@ -113,29 +128,37 @@ def read_metrics(folder: str | Path) -> list[Line]:
 
     A last line that is half-written is left out; any other that is no metrics is a ValueError that names it.
     """
-    path = Path(folder) / FILE
-    return [line for _, line in _parsed(path)] if path.exists() else []
+    return list(MetricsLog(folder).lines())
 
 
 def _parsed(path: Path) -> Iterator[tuple[bytes, Line]]:
-    for number, raw in enumerate(path.read_bytes().splitlines(keepends=True), 1):
-        if not raw.endswith(b"\n"):
-            return
-        try:
-            line = json.loads(raw)
-            line["step"], line["values"], line["time"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f'{path}, line {number}: expected {{"step", "values", "time"}}, found {raw!r}'
-            ) from error
-        yield raw, line
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, 1):
+            if not raw.endswith(b"\n"):
+                return
+            try:
+                line = json.loads(raw)
+                line["step"], line["values"], line["time"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f'{path}, line {number}: expected {{"step", "values", "time"}}, found {raw!r}'
+                ) from error
+            yield raw, line
 
 
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a kill, meets the old one or the new one whole."""
-    beside = path.with_name(f"{path.name}.tmp")
-    beside.write_bytes(content)
-    os.replace(beside, path)
+class _Spread:
+    """Of the lines that are added at most POINTS, evenly spread."""
+
+    def __init__(self) -> None:
+        self.kept: list[Line] = []
+        self.seen, self.every = 0, 1
+
+    def add(self, line: Line) -> None:
+        if self.seen % self.every == 0:
+            self.kept.append(line)
+        self.seen += 1
+        if len(self.kept) > POINTS:
+            self.kept, self.every = self.kept[::2], 2 * self.every
 
 
 def draw_curves(lines: list[Line], path: Path, title: str) -> None:
@@ -175,9 +198,11 @@ def draw_curves(lines: list[Line], path: Path, title: str) -> None:
     os.replace(beside, path)
 
 
-def shares(lines: list[Line]) -> dict[str, float]:
+def shares(lines: Iterable[Line]) -> dict[str, float]:
     """Which share of the time of its steps a run spent on each of PARTS; {} where it has no such."""
-    spent = {name: math.fsum(line["time"].get(name, 0.0) for line in lines) for name in PARTS}
+    spent = dict.fromkeys(PARTS, 0.0)
+    for line in lines:
+        spent = {name: seconds + line["time"].get(name, 0.0) for name, seconds in spent.items()}
     total = sum(spent.values())
     return {name: seconds / total for name, seconds in spent.items()} if total else {}
 

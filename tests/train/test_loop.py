@@ -6,8 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxformer.train.heartbeat import Stopwatch
 from jaxformer.train.loop import NotFiniteError, Rhythm, run
 from jaxformer.train.state import TrainState
+
+START = TrainState(step=jnp.int32(0), params={}, opt_state=())
 
 
 class Number:
@@ -114,6 +117,101 @@ def test_a_continued_run_goes_on_from_its_step_and_does_the_same():
         assert first.of(kind) + second.of(kind) == whole.of(kind)
 
 
+# Whatever ends it -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [OSError("no disk"), KeyboardInterrupt(), SystemExit(1)], ids=repr)
+def test_an_error_in_a_batch_leaves_each_step_before_it_told(error):
+    world = World()
+
+    def batches():
+        yield from (1, 2, 3)
+        raise error
+
+    with pytest.raises(type(error)):
+        run(world.step, START, None, batches(), Rhythm(9, 9, 9), world)
+    assert world.of("metrics") == [1, 2, 3]
+
+
+@pytest.mark.parametrize("name", ["step", "on_evaluation", "on_checkpoint"])
+def test_an_error_in_a_step_or_beside_it_leaves_each_step_before_it_told(name):
+    world = World()
+    real, calls = getattr(world, name), iter(range(9))
+
+    def fails(*arguments):
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    setattr(world, name, fails)
+    with pytest.raises(KeyboardInterrupt):
+        world.run(Rhythm(9, 2, 2))
+    assert world.of("metrics") == [1, 2] if name == "step" else list(range(1, 7))
+
+
+def test_an_interrupt_while_metrics_are_read_loses_none_and_tells_none_twice():
+    world = World()
+    real, interrupted = world.step, []
+
+    def step(state, frozen, batch):
+        state, metrics = real(state, frozen, batch)
+
+        def told():
+            if int(state.step) == 2 and not interrupted:
+                interrupted.append(True)
+                raise KeyboardInterrupt
+
+        metrics["loss"] = (Number(1.0, told), 1.0)
+        return state, metrics
+
+    world.step = step
+    with pytest.raises(KeyboardInterrupt):
+        world.run(Rhythm(9, 9, 9))
+    assert world.of("metrics") == [1, 2]
+
+
+def test_the_error_that_came_first_is_the_one_that_is_raised():
+    """And a step that is not finite, told of while another error is on its way, does not take its place."""
+    world = World(bad={3})
+
+    def batches():
+        yield from (1, 2, 3)
+        raise OSError("no disk")
+
+    with pytest.raises(OSError, match="no disk"):
+        run(world.step, START, None, batches(), Rhythm(9, 9, 9), world)
+    assert world.of("metrics") == [1, 2, 3]
+    world = World()
+    world.on_metrics = lambda *arguments: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        world.run(Rhythm(9, 9, 9))
+
+
+def test_the_loop_tells_a_stopwatch_what_it_does():
+    world, watch, seen = World(losses=[1.0, 2.0]), Stopwatch(), []
+    for name in ("step", "on_evaluation", "on_checkpoint"):
+        real = getattr(world, name)
+        setattr(world, name, lambda *a, name=name, real=real: (seen.append((name, watch.doing)), real(*a))[1])
+
+    def batches():
+        for number in (1, 2, 3):
+            seen.append(("batch", watch.doing))
+            yield number
+
+    run(world.step, START, None, batches(), Rhythm(3, 2, 3), world, watch=watch)
+    assert seen == [
+        *(
+            ("batch", "data"),
+            ("step", "compile"),
+            ("batch", "data"),
+            ("step", "steps"),
+            ("on_evaluation", "evaluation"),
+        ),
+        *(("batch", "data"), ("step", "steps"), ("on_evaluation", "evaluation"), ("on_checkpoint", "saves")),
+    ]
+    assert watch.doing == "other"
+
+
 def test_a_run_at_its_end_does_nothing():
     world = World()
     assert int(world.run(Rhythm(4, 1, 1), start=4).step) == 4
@@ -168,8 +266,10 @@ def test_when_a_run_is_over(step, patience, history, over):
 
 def test_a_step_that_is_not_finite_stops_the_run_and_says_what_to_do():
     world = World(bad={3})
-    with pytest.raises(NotFiniteError, match=r'step 3: the loss is nan .* of step 2 are kept.*not_finite="skip"'):
+    text = r'step 3: the loss is nan .* of step 2 are kept.*not_finite="skip".*"roll_back"'
+    with pytest.raises(NotFiniteError, match=text) as error:
         world.run(Rhythm(9, 9, 9))
+    assert error.value.step == 3
     assert world.of("metrics") == [1, 2, 3]  # its line is in the log
 
 

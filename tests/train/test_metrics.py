@@ -1,11 +1,13 @@
 import json
 import math
+import os
 import struct
 
 import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from jaxformer.train import metrics
 from jaxformer.train.metrics import MetricsLog, read_metrics, shares
 
 
@@ -54,7 +56,7 @@ def test_each_line_is_on_the_disk_when_write_returns(tmp_path):
         for step in range(3):
             log.write(step, {"loss": 1.5}, {"seconds": 0.1})
             assert [line["step"] for line in read_metrics(tmp_path)] == list(range(step + 1))
-            assert log.lines()[-1] == {"step": step, "values": {"loss": 1.5}, "time": {"seconds": 0.1}}
+            assert [*log.lines()][-1] == {"step": step, "values": {"loss": 1.5}, "time": {"seconds": 0.1}}
 
 
 def test_a_resumed_log_is_that_of_a_run_never_interrupted(tmp_path):
@@ -76,13 +78,13 @@ def test_truncating_keeps_what_is_up_to_the_step(tmp_path, step):
         log.truncate(step)
         assert {line["step"] for line in log.lines()} == set(range(1, min(step, 5) + 1))
         log.write(step + 1, {"loss": 0.0}, {})
-        assert log.lines()[-1]["step"] == step + 1
+        assert [*log.lines()][-1]["step"] == step + 1
 
 
 def test_truncating_a_log_that_is_not_there_is_fine(tmp_path):
     with MetricsLog(tmp_path / "new") as log:
         log.truncate(0)
-        assert log.lines() == []
+        assert [*log.lines()] == []
         log.write(1, {"loss": 1.0}, {})
     assert len(read_metrics(tmp_path / "new")) == 1
 
@@ -112,6 +114,7 @@ def test_tensorboard_shows_the_values_of_the_resumed_run_alone(tmp_path):
 def test_the_picture_is_a_png_whatever_was_logged(tmp_path, steps):
     logged(tmp_path, steps)
     with MetricsLog(tmp_path) as log:
+        log.truncate(steps)
         assert log.draw() == tmp_path / "curves.png"
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG\r\n")
     assert not list(tmp_path.glob("*.tmp"))
@@ -128,6 +131,50 @@ def test_of_answers_the_reward_is_drawn_and_where_time_went(tmp_path, held):
         log.draw()
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG\r\n")
     assert shares([{"step": 1, "values": {}, "time": {"seconds": 1.0}}]) == {}
+
+
+def test_a_picture_of_a_long_run_is_drawn_of_points_spread_over_all_of_it(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(metrics, "draw_curves", lambda lines, path, title: drawn.append(lines))
+    monkeypatch.setattr(metrics, "POINTS", 100)
+    with MetricsLog(tmp_path) as log:
+        for step in range(1, 1001):
+            log.write(step, {"loss": 1.0}, {"seconds": 1.0})
+            if step % 100 == 0:
+                log.write(step, {"held_out/loss": 1.0}, {})
+        log.draw()
+        assert log.truncate(970) == 30.0
+        log.draw()
+    for lines, last in zip(drawn, (1000, 970), strict=True):
+        steps = [line["step"] for line in lines if line["time"]]
+        assert 50 <= len(steps) <= 100
+        assert len(set(np.diff(steps))) == 1
+        assert steps[0] == 1
+        assert last - steps[-1] < 20
+        assert [line["step"] for line in lines if not line["time"]] == list(range(100, last + 1, 100))
+
+
+def test_a_checkpoint_finds_its_lines_on_the_disk(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(metrics.os, "fsync", lambda number: synced.append(os.fstat(number).st_size))
+    with MetricsLog(tmp_path) as log:
+        log.sync()
+        log.write(1, {"loss": 1.0}, {})
+        synced.clear()  # of the events' own
+        log.sync()
+        assert synced == [(tmp_path / "metrics.jsonl").stat().st_size]
+
+
+def test_an_error_loses_no_event_of_tensorboard(tmp_path):
+    def fails():
+        with MetricsLog(tmp_path) as log:
+            for step in range(1, 4):
+                log.write(step, {"loss": float(step)}, {})
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fails()
+    assert scalars(tmp_path) == {"loss": {1: 1.0, 2: 2.0, 3: 3.0}}
 
 
 def test_values_that_are_not_finite_do_not_spoil_the_picture(tmp_path):

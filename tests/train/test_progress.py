@@ -88,6 +88,16 @@ def test_a_result_without_bytes_has_no_table():
     assert "bits per byte" not in file.getvalue()
 
 
+def test_where_time_went_is_a_line_with_the_parts_of_steps_in_brackets():
+    say, file = told()
+    say.spent({"steps": 0.934, "compile": 0.05, "other": 0.016})
+    say.spent({"steps": 0.9, "saves": 0.1, "rollout": 0.6, "reward": 0.05, "learning": 0.25})
+    assert file.getvalue().splitlines() == [
+        "time: steps 93%, compile 5%, other 2%",
+        "time: steps 90% (rollout 60%, reward 5%, learning 25%), saves 10%",
+    ]
+
+
 def test_what_lasts_says_what_it_is_and_how_long_it_took():
     say, file = told()
     with say.busy("training a tokenizer"):
