@@ -7,6 +7,7 @@ scale [*stacked]. Published is lora_A [R, in], lora_B [out, R], and alpha = scal
 import json
 import math
 import re
+import reprlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -38,6 +39,8 @@ MAY_BE = (
 )
 FROM_NOTHING = (None, True, False, "gaussian", "orthogonal", "eva")
 """Ways to begin an adapter that leave its base as it was."""
+REPEATED, NESTED = re.compile(r"[*+?{]"), re.compile(r"\)[*+?{]")
+"""What a pattern of names may have twice, and not at all."""
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -196,18 +199,32 @@ def _check(path: Path, config: Mapping[str, Any]) -> None:
     if config.get("init_lora_weights") not in FROM_NOTHING:  # it began by changing the base
         wrong.append("init_lora_weights")
     numbers = {"lora_alpha": [config.get("lora_alpha")], "lora_dropout": [config.get("lora_dropout") or 0]}
-    numbers["alpha_pattern"] = list(_patterns(config).values())
-    wrong += [name for name, held in numbers.items() if not all(isinstance(value, int | float) for value in held)]
+    if not isinstance(patterns := _patterns(config), dict):
+        wrong, patterns = [*wrong, "alpha_pattern"], {}
+    numbers["alpha_pattern"] = list(patterns.values())
+    wrong += [name for name, held in numbers.items() if not all(_is_number(value) for value in held)]
     try:
-        re.compile("|".join(_patterns(config)))
-    except re.error:
+        re.compile("|".join(patterns))
+    except (re.error, RecursionError, OverflowError):
         wrong.append("alpha_pattern")
+    wrong += ["alpha_pattern" for pattern in patterns if NESTED.search(pattern) or _choices(pattern) > 16]
     if wrong:
-        lines = "\n".join(f"  - {name}={config.get(name)!r} is not supported" for name in sorted(set(wrong)))
+        lines = "\n".join(
+            f"  - {name}={reprlib.repr(config.get(name))} is not supported" for name in sorted(set(wrong))
+        )
         raise ValueError(f"{path}: this adapter cannot be expressed:\n{lines}")
 
 
-def _patterns(config: Mapping[str, Any]) -> dict[str, Any]:
+def _choices(pattern: str) -> int:
+    """About the logarithm of the steps that a search for it may take in a name: else one may never end."""
+    return 6 * len(REPEATED.findall(pattern)) + pattern.count("|")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) < 2**31  # False of nan too
+
+
+def _patterns(config: Mapping[str, Any]) -> Any:
     return config.get("alpha_pattern") or {}
 
 
@@ -216,7 +233,7 @@ def _ranks(metadata: str) -> dict[str, list[int]]:
     try:
         found = json.loads(metadata)
         return {name: [int(rank) for rank in ranks] for name, ranks in found.items()}
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         return {}
 
 
