@@ -65,6 +65,8 @@ class Stack(nn.Module):
         layer = functools.partial(self._layer, views=views, cross_view=cross_view, key=key)
         run = _loop if isinstance(blocks["params"], list) else functools.partial(_scan, unroll=self.unroll)
         x_BTD, memory, aux = run(_remat(layer, self.remat), blocks, x_BTD, memory, c)
+        # What comes behind may be split over its width; left free, all layers would pass that on to each other.
+        x_BTD = constrain(x_BTD, ("batch", "length", "width"))
         return x_BTD if c.final_norm is None else Norm(c.final_norm, name="norm")(x_BTD), memory, aux
 
     def _input(self, x_BTE: Array, positions_BT: Array, types_BT: Array | None, deterministic: bool) -> Array:
