@@ -118,34 +118,45 @@ def in_turn(work: Callable[[], T]) -> T:
 
     Where it fails in one process it fails in all: there with its own error, elsewhere with a RuntimeError.
     """
-    return _take_turns(work, everyone=True)
+    return _agreed(work, waits=True)
+
+
+def at_once(work: Callable[[], T]) -> T:
+    """work() in all processes at once. It fails as `in_turn` does."""
+    return _agreed(work, waits=False)
 
 
 def from_first(work: Callable[[], T]) -> T:
     """work() in process 0 alone; what it returns, JSON values, is told to all. It fails as `in_turn` does."""
-    return _take_turns(work, everyone=False)
+    if is_first():
+        return _agreed(work, waits=True, tells=True)
+    return _agreed(None, waits=True)
 
 
-def _take_turns(work: Callable[[], T], everyone: bool) -> T:
+def _agreed(work: Callable[[], Any] | None, waits: bool, tells: bool = False) -> Any:
+    """work(), or what process 0 tells, once all processes have come to their end of it.
+
+    `waits`: until process 0 is done.
+    """
     if jax.process_count() == 1:
+        assert work is not None
         return work()
-    client, turn, here = _service(), f"jaxformer/{next(_TURNS)}", jax.process_index()
-    first: dict[str, Any] = json.loads(_heard(f"{turn}/0")) if here else {}
-    result: Any = first.get("value")
-    failure: Exception | None = None
-    if not here or (everyone and "failure" not in first):
+    service, turn, here = _service(), f"jaxformer/{next(_TURNS)}", jax.process_index()
+    first: dict[str, Any] = json.loads(_heard(f"{turn}/0")) if waits and here else {}
+    result, failure = first.get("value"), None
+    if work is not None and "failure" not in first:
         try:
             result = work()
         except Exception as error:
             failure = error
-    own = {"value": None if everyone else result} if failure is None else {"failure": str(failure)}
-    client.key_value_set(f"{turn}/{here}", json.dumps(own if failure or not here else {}))
-    client.wait_at_barrier(f"{turn}/all", WEEK)
+    told = {"failure": str(failure)} if failure is not None else {"value": result} if tells else {}
+    service.key_value_set(f"{turn}/{here}", json.dumps(told))
+    service.wait_at_barrier(f"{turn}/all", WEEK)
     if failure is not None:
         raise failure
-    for key, told in sorted(client.key_value_dir_get(turn)):
-        if "failure" in (what := json.loads(told)):
-            raise RuntimeError(f"process {key.rpartition('/')[2]} failed: {what['failure']}")
+    for key, value in sorted(service.key_value_dir_get(turn)):
+        if "failure" in (found := json.loads(value)):
+            raise RuntimeError(f"process {key.rpartition('/')[2]} failed: {found['failure']}")
     return result
 
 

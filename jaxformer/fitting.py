@@ -96,7 +96,7 @@ def fit(
     experiment.validate()
     mesh = sharding.make_mesh(experiment.mesh)
     check_rows(experiment, mesh)
-    corpora = open_corpora(data, experiment.data, experiment.task.columns)
+    corpora = distributed.at_once(lambda: open_corpora(data, experiment.data, experiment.task.columns))
     given = None if data is None else f"{corpora[0].training.fingerprint} {corpora[0].held_out.fingerprint}"
     with contextlib.ExitStack() as stack:
 
@@ -107,7 +107,7 @@ def fit(
         folder, changes = distributed.in_turn(claimed)
         say = TrainingProgress(experiment.steps, quiet=not progress or not distributed.is_first())
         say.changes(folder.path, changes)
-        found = starting.loaded(experiment, mesh)
+        found = distributed.at_once(lambda: starting.loaded(experiment, mesh))
         for part in corpora:
             say.skipped(part.training.skipped)
         if distributed.is_first() and not (of_data := folder.path / "data.json").exists():

@@ -203,8 +203,13 @@ def test_what_fails_in_one_process_ends_all_with_the_reason(whole, tmp_path):
     first, second = (output.read_text() for output in of_second.outputs)
     assert "jaxformer: this process was given another experiment than process 0:\n  - seed: 0 -> 1" in second
     assert "jaxformer: process 1 failed: this process was given another experiment" in first
-    for text in (first, second):
-        assert "Traceback" not in text
+
+    blind = job(tmp_path / "blind", 2, each=lambda process: ("--data.files", "/nowhere") if process else ())
+    assert blind.codes() == [1, 1]
+    assert re.search("jaxformer: process 1 failed: .*nowhere", blind.outputs[0].read_text())
+    assert not blind.run.exists()
+    for failed in (of_first, of_second, blind):
+        assert "Traceback" not in failed.text()
 
 
 def test_a_process_that_fails_amid_its_steps_is_not_waited_for(tmp_path):
