@@ -21,7 +21,8 @@ FILE = "checksums.json"
 METADATA, COMMIT_TIME = "_CHECKPOINT_METADATA", "commit_timestamp_nsecs"
 COMMITTED = "commit_success.txt"
 VERSION = 1
-THREADS = 4
+THREADS = max(1, min(8, (os.cpu_count() or 1) // 2))
+"""A save goes on beside steps, which want the rest of the cores."""
 SHOWN = 10
 """Damaged files that an error names; `jaxformer checkpoint verify` names them all."""
 Json = dict[str, Any]
@@ -48,7 +49,9 @@ def write(folder: Path) -> None:
         "devices": jax.device_count(),
         "platform": jax.default_backend(),
     }
-    files = {str(name): _measured(folder / name) for name in _files(folder) if name.name != FILE}
+    names = [str(name) for name in _files(folder) if name.name != FILE]
+    with ThreadPoolExecutor(THREADS) as pool:
+        files = dict(zip(names, pool.map(lambda name: _measured(folder / name), names), strict=True))
     with (folder / FILE).open("w", encoding="utf-8") as file:
         file.write(_text({"version": VERSION, "saved": saved, "files": files}))
         file.flush()
