@@ -10,9 +10,10 @@ from jaxformer.plan.compiling import Memory
 
 ASSUMPTIONS = (
     "products run at the chip's peak for bfloat16, and nothing else takes time to compute",
+    "attention kernels pass over what a causal mask hides, though MFU counts it",
     "state and batch cross the memory's bus once each way; what stays on the chip meanwhile is not counted",
     "collectives bring their bytes over all links of the chip at once, at half of both directions' rate",
-    "between 'hidden' (compute, memory and links all work at the same time) and 'one by one' lies the bound",
+    "hidden: compute, memory and links work at the same time; one by one: each waits for the others",
 )
 """What the figures of `Roofline` take for granted. They are bounds: no run is faster, and real ones are slower."""
 
