@@ -264,6 +264,9 @@ def test_rows_and_devices_that_do_not_fit_are_refused(tmp_path):
     experiment = replace(EXPERIMENT, folder=str(tmp_path / "runs"))
     assert "cannot be shared evenly by the 8 devices" in refused(replace(experiment, rows=12), TEXTS)
     assert "fit 8 devices" in refused(replace(experiment, mesh=replace(experiment.mesh, data=3)), TEXTS)
+    text = refused(replace(experiment, rows=3, length=18, mesh=replace(experiment.mesh, data=2, sequence=4)), TEXTS)
+    assert "rows 3 in 1 microbatches cannot be shared evenly by the 2 devices" in text
+    assert "length 18 cannot be shared evenly by the 4 devices of mesh sequence" in text
 
 
 # What can go wrong on the way.

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from jaxformer import sharding, tree
+from jaxformer import quantize, sharding, tree
 from jaxformer.config import (
     AttentionConfig,
     BlockConfig,
@@ -23,10 +23,11 @@ from jaxformer.config import (
     RopeConfig,
     StackConfig,
 )
+from jaxformer.nn.linear import Quantized
 from jaxformer.nn.model import Model
 from jaxformer.optimizer import OptimizerConfig, make_optimizer
 from jaxformer.sharding import MeshConfig, make_mesh, specs
-from jaxformer.testing import tiny_models
+from jaxformer.testing import randomized, tiny_models
 from jaxformer.train.state import TrainState
 
 MESHES = {
@@ -126,6 +127,26 @@ def test_layers_one_by_one_are_placed_as_their_stack():
     for path, spec in specs(mesh, shapes).items():
         if "/blocks/" in path:
             assert P(None, *alone[path]) == spec
+
+
+@pytest.mark.parametrize(("bits", "group"), [(8, None), (4, 4)])
+@pytest.mark.parametrize("name", ["rotary", "experts"])
+def test_quantized_kernels_lie_where_the_kernels_would(name, bits, group):
+    mesh = make_mesh(MeshConfig(data=1, fsdp=2, tensor=2, expert=2))
+    params = randomized(abstract(tiny_models()[name]), jax.random.key(0))
+    small = quantize.quantize(params, bits=bits, group=group)
+    want, homes = tree.flatten(sharding.shardings(mesh, params)), sharding.shardings(mesh, small)
+    placed = tree.flatten(jax.device_put(small, homes))
+    assert any(isinstance(leaf, Quantized) for leaf in placed.values())
+    for path, leaf in placed.items():
+        held = leaf.values if isinstance(leaf, Quantized) else leaf
+        assert held.sharding == want[path], path
+        if isinstance(leaf, Quantized):
+            parts = [each.size // each.addressable_shards[0].data.size for each in (leaf.values, leaf.scale)]
+            assert parts[1] == (parts[0] if bits == 4 else parts[0] // 2), path  # one run of 8 bits has no parts
+    exact = tree.flatten(quantize.dequantize(small, "float32"))
+    for path, leaf in tree.flatten(quantize.dequantize(tree.unflatten(placed), "float32")).items():
+        np.testing.assert_array_equal(leaf, exact[path])
 
 
 # The mesh ---------------------------------------------------------------------------------------------------

@@ -205,6 +205,18 @@ def test_splash_under_a_mesh_equals_one_device(heads, kv_heads):
         assert_same(outcome(interpreted, q, k, v, terms), expected)
 
 
+@pytest.mark.parametrize("name", ["everything", "causal segments", "causal window"])
+def test_splash_with_queries_split_over_devices_equals_one_device(name):
+    """Each device has its own part of the mask, and the keys and values of all."""
+    q, k, v = inputs(2, 256, 256, 4, 2, 16)
+    terms = Terms(LONG[name], SCALE)
+    expected = outcome(KERNELS["einsum"].run, q, k, v, terms)
+    with jax.set_mesh(jax.make_mesh((2, 2, 2), ("data", "sequence", "tensor"), (AxisType.Auto,) * 3)):
+        asked = describe(q, k, terms)
+        assert_same(outcome(interpreted, q, k, v, terms), expected)
+    assert asked.shards == 2
+
+
 def traced_for(kind, platform):
     """The mesh in force while a program is traced here for another machine."""
     device = AbstractDevice(kind, 1, platform)
@@ -250,6 +262,7 @@ CANNOT = [
     ("splash", CPU, "needs a TPU, not cpu"),
     ("splash", replace(TPU, device_kind="TPU v3"), "does not compile for TPU v3"),
     ("splash", replace(TPU, queries=1000, keys=1000), "lengths that divide by 128, not 1000 and 1000"),
+    ("splash", replace(TPU, queries=512, keys=512, shards=8), "lengths that divide by 128, not 64 and 512"),
     ("splash", replace(TPU, head_dim=80), "not 80"),
     ("splash", replace(TPU, bias=True), "no bias"),
     ("splash", replace(TPU, start=True), "slot 0"),
@@ -262,6 +275,7 @@ CANNOT = [
     ("cudnn", replace(A100, head_dim=256), "at most 128, not 256"),
     ("cudnn", replace(A100, head_dim=20), "divides by 8"),
     ("cudnn", replace(A100, softcap=True), "no soft-cap"),
+    ("cudnn", replace(A100, shards=4), "queries of a row on one device, and these are split over 4"),
     ("cudnn", replace(A100, segments=True, keys=255), "even lengths"),
     ("cudnn", replace(A100, segments=True, bias=True), "no gradient for the bias alone"),
     ("xla", replace(A100, softcap=True), "no soft-cap"),

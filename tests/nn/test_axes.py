@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from jaxformer.nn.axes import LOGICAL_AXES, constrain, partition
+from jaxformer.nn.axes import LOGICAL_AXES, by_tokens, constrain, partition, shards, split_axes
 
 
 def mesh(**axes):
@@ -50,6 +50,9 @@ def test_the_compiled_program_lays_the_array_out_as_asked():
         ((2, 50257), ("batch", "vocab"), {"data": 2, "fsdp": 2, "tensor": 2}, (None, None)),
         ((8, 4), ("batch", "mlp"), {"data": 8}, (("data",), None)),
         ((8, 4), ("batch", "mlp"), {"other": 8}, (None, None)),
+        ((8, 6), ("batch", "length"), {"data": 2, "sequence": 3}, (("data",), ("sequence",))),
+        ((8, 7), ("batch", "length"), {"data": 2, "sequence": 3}, (("data",), None)),
+        ((8, 6), ("batch", "keys"), {"data": 2, "sequence": 3}, (("data",), None)),
     ],
     ids=[
         "9 heads over 2",
@@ -58,6 +61,9 @@ def test_the_compiled_program_lays_the_array_out_as_asked():
         "neither divides",
         "no tensor axis",
         "foreign mesh",
+        "tokens",
+        "tokens that do not divide",
+        "keys are whole",
     ],
 )
 def test_an_axis_that_is_missing_or_does_not_divide_is_passed_over(shape, axes, sizes, expected):
@@ -94,3 +100,58 @@ def test_no_two_names_of_one_activation_ask_for_the_same_mesh_axis():
     ):
         asked = [axis for name in activation for axis in LOGICAL_AXES[name]]
         assert len(asked) == len(set(asked))
+
+
+def test_shards_are_the_devices_that_an_array_is_split_over():
+    asked = (8, 4, 6), ("batch", "length", "mlp")
+    assert shards(*asked) == 1
+    with jax.set_mesh(mesh(fsdp=2, sequence=2, tensor=2)):
+        assert (shards(*asked), split_axes(*asked)) == (8, ("fsdp", "sequence", "tensor"))
+        assert shards((8, 5, 6), asked[1]) == 4
+        assert split_axes((8, 4), ("batch", "keys")) == ("fsdp",)
+
+
+def summed(tokens, others):
+    """Of tokens [B, T, D] and a matrix [D, E]: their products, and the sum of those."""
+    product = tokens @ others
+    return product, product.sum()
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"data": 8},
+        {"fsdp": 2, "sequence": 4},
+        {"data": 2, "sequence": 2, "tensor": 2},
+        {"tensor": 8},
+        {"sequence": 3},
+    ],
+    ids=str,
+)
+def test_by_tokens_gives_what_all_tokens_at_once_give(sizes):
+    """Values, sums and gradients, of tokens that are split and of what each device has whole."""
+    draw = np.random.default_rng(0)
+    tokens, matrix = (jnp.float32(draw.normal(size=shape)) for shape in ((8, 4, 6), (6, 8)))
+    wave = lambda run: lambda x, m: jnp.sum(jnp.sin(run(x, m)[0])) + run(x, m)[1] ** 2 / 1e3
+    both = lambda run: jax.jit(jax.value_and_grad(wave(run), (0, 1)))(tokens, matrix)
+    want = both(summed)
+    devices = jax.devices()[: int(np.prod(list(sizes.values())))]
+    with jax.set_mesh(
+        jax.make_mesh(tuple(sizes.values()), tuple(sizes), (AxisType.Auto,) * len(sizes), devices=devices)
+    ):
+        got = both(lambda x, m: by_tokens(summed, x, m))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), got, want)
+
+
+def test_by_tokens_gives_each_device_its_own_rows_and_tokens_alone():
+    seen = []
+
+    def look(tokens, others):
+        seen.append((tokens.shape, others.shape))
+        return tokens, ()
+
+    x, table = jnp.ones((8, 4, 6)), jnp.ones((8, 2))
+    with jax.set_mesh(mesh(data=2, sequence=2, tensor=2)):
+        jax.jit(lambda x: by_tokens(look, x, table))(x)
+        jax.jit(lambda x: by_tokens(look, x[:7, :3], table))(x)  # nothing divides: all tokens on each
+    assert seen == [((4, 2, 6), (8, 2)), ((7, 3, 6), (8, 2))]
