@@ -1,14 +1,15 @@
-"""Kill one process of a run, and see how long the others go on: it must not be much longer than the heartbeat.
+"""Kill one process of a run, freeze it, or ask it to stop, and see how long the others go on.
 
-    python benchmarks/processes.py --kills 5 --heartbeats 10 20
+    python benchmarks/processes.py --times 3 --heartbeats 10
 
-Each run has two processes on this machine, each with two CPU devices, over loopback and gloo. Process 1 is killed, in
-every second run process 0, at a random step. Writes results/processes.md. tests/invariants/test_processes.py
-starts its processes with this file's tools; what they train is the experiment of kill.py.
+Each run has two processes on this machine, each with two CPU devices, over loopback and gloo; one of them is sent a
+signal up to a second after its first step. Writes results/processes.md. tests/invariants/test_processes.py starts
+its processes with this file's tools; what they train is the experiment of kill.py.
 """
 
 import argparse
 import contextlib
+import itertools
 import os
 import random
 import signal
@@ -130,20 +131,22 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-def seconds_after_kill(folder: Path, victim: int, heartbeat: int, steps: float) -> tuple[float, int]:
-    """(how long the other process goes on, its exit code)."""
-    job = Job(folder, 2, heartbeat=heartbeat)
+def after(folder: Path, number: int, victim: int, heartbeat: int, wait: float) -> tuple[float, int]:
+    """(how many seconds the other process goes on after a signal to the victim, its exit code)."""
+    job = Job(folder, 2, "--steps", "400", heartbeat=heartbeat)
     job.wait_until(job.is_stepping)
-    time.sleep(steps)
-    job.signal(victim, signal.SIGKILL)
+    time.sleep(wait)
+    job.signal(victim, number)
     start = time.monotonic()
-    codes = job.codes()
-    return time.monotonic() - start, codes[1 - victim]
+    code = job.processes[1 - victim].wait(PATIENCE)
+    seconds = time.monotonic() - start
+    job.stop()  # the victim, where it is frozen
+    return seconds, code
 
 
 def main() -> int:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--kills", type=int, default=5)
+    parser.add_argument("--times", type=int, default=3)
     parser.add_argument("--heartbeats", type=int, nargs="+", default=[10])
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -152,20 +155,22 @@ def main() -> int:
         os.environ["JAX_PLATFORMS"] = "cpu"
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(place) / "compiled"))
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-        for heartbeat in options.heartbeats:
-            for victim in (1, 0):
-                found = []
-                for kill in range(options.kills):
-                    folder = Path(place) / f"{heartbeat}-{victim}-{kill}"
-                    found.append(seconds_after_kill(folder, victim, heartbeat, rng.uniform(0, 1)))
-                    print(f"heartbeat {heartbeat}, process {victim} killed: {found[-1]}", flush=True)
-                seconds, codes = zip(*found, strict=True)
-                shown = ", ".join(f"{code} ({codes.count(code)})" for code in sorted(set(codes)))
-                spread = f"{min(seconds):.1f} / {statistics.median(seconds):.1f} / {max(seconds):.1f}"
-                rows.append(f"| {heartbeat} | {victim} | {len(found)} | {spread} | {shown} |")
+        names = ("SIGKILL", "SIGSTOP", "SIGTERM")  # dead, frozen, asked to stop
+        for heartbeat, name, victim in itertools.product(options.heartbeats, names, (1, 0)):
+            found = []
+            for turn in range(options.times):
+                folder = Path(place) / f"{heartbeat}-{name}-{victim}-{turn}"
+                found.append(after(folder, getattr(signal, name), victim, heartbeat, rng.uniform(0, 1)))
+                print(f"heartbeat {heartbeat}, {name} to process {victim}: {found[-1]}", flush=True)
+            seconds, codes = zip(*found, strict=True)
+            shown = ", ".join(f"{code} ({codes.count(code)})" for code in sorted(set(codes)))
+            spread = f"{min(seconds):.1f} / {statistics.median(seconds):.1f} / {max(seconds):.1f}"
+            rows.append(f"| {heartbeat} | {name} to process {victim} | {len(found)} | {spread} | {shown} |")
     command = f"`{' '.join(['python', 'benchmarks/processes.py', *sys.argv[1:]])}`"
-    head = "| heartbeat, s | killed | times | the other goes on, s: least / median / most | its exit codes |"
-    text = f"# Killed processes\n\n{command}, jax {jax.__version__}, {os.cpu_count()} cores\n\n{head}\n"
+    head = "| heartbeat, s | signal | times | the other goes on, s: least / median / most | its exit codes |"
+    text = (
+        f"# Signals to one of two processes\n\n{command}, jax {jax.__version__}, {os.cpu_count()} cores\n\n{head}\n"
+    )
     text += "\n".join(["|---|---|---|---|---|", *rows, ""])
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "processes.md").write_text(text)

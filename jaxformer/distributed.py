@@ -28,7 +28,8 @@ POLL = 1000
 WEEK = 7 * 24 * 3600 * 1000
 PIECE = 2**28
 """Bytes of a leaf above which it is gathered layer by layer."""
-GONE = re.compile(r"connection (reset|closed|refused)|broken pipe|gloo|coordination service|heartbeat", re.IGNORECASE)
+GONE = re.compile(r"connection (reset|closed|refused)|broken pipe|gloo|nccl|coordination ?service", re.IGNORECASE)
+"""What jax's errors speak of where another process does not answer."""
 _TURNS = itertools.count()
 
 
@@ -56,10 +57,13 @@ def join(launch: Launch) -> None:
         raise ValueError("the processes of a run cannot meet:\n" + "\n".join(f"  - {line}" for line in wrong))
     if launch.processes == 1 or (found is None and launch.coordinator is None):
         return
+    is_told = None not in (launch.coordinator, launch.processes, launch.process)
     jax.distributed.initialize(
         launch.coordinator,
         launch.processes,
         launch.process,
+        # Beside Slurm and Open MPI jax also finds the process's own GPU; in Kubernetes it would want a package.
+        cluster_detection_method="deactivate" if is_told and found in (None, "Kubernetes") else None,
         heartbeat_timeout_seconds=launch.heartbeat,
         # At its end a process waits for the others, which may hang in a collective that it will never join.
         shutdown_timeout_seconds=launch.heartbeat,
@@ -182,14 +186,13 @@ def begun_together(jitted: Any) -> Any:
     """
     if jax.process_count() == 1:
         return jitted
-    waited = False
+    begun = False
 
     def call(*given: Any) -> Any:
-        nonlocal waited
-        if not waited:
-            jitted.lower(*given).compile()
-            in_turn(lambda: None)
-            waited = True
+        nonlocal begun
+        if not begun:
+            at_once(lambda: jitted.lower(*given).compile())
+            begun = True
         return jitted(*given)
 
     return call
@@ -225,7 +228,7 @@ def all_alive() -> Iterator[None]:
             raise
         reason = str(error).splitlines()[0]
         print(  # noqa: T201
-            f"jaxformer: process {jax.process_index()} stops, another one is gone: {reason}\n"
+            f"jaxformer: process {jax.process_index()} ends, another one does not answer: {reason}\n"
             "start all of them again with the same lines: the run goes on from its last checkpoint",
             file=sys.stderr,
             flush=True,

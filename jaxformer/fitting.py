@@ -85,7 +85,8 @@ def fit(
     """Run the experiment, or go on with it where its folder holds checkpoints.
 
     `data`: documents in memory, strings or token arrays, in place of the experiment's files. `fresh` deletes what
-    the folder holds. `on_metrics(step, values)` is called with the values of each step and evaluation.
+    the folder holds. `on_metrics(step, values)` is called with the values of each step and evaluation. In many
+    processes (jax.distributed) it is to be called in all of them, with the same arguments: docs/processes.md.
 
     Ctrl-C and SIGTERM stop it after the step under way, with a checkpoint; the same call goes on from there. Raises
     ValueError and FileNotFoundError for an experiment or data that cannot be used, before anything is built;
