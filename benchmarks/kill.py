@@ -87,7 +87,7 @@ class Process:
         self.printed = self.output.stat().st_size if self.output.exists() else 0
         command = [sys.executable, "-W", "error", "-m", "jaxformer", "train", __file__, "--folder", str(folder)]
         environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-        environment["PYTHONPATH"] = str(Path(__file__).parents[1])
+        environment |= {"PYTHONPATH": str(Path(__file__).parents[1]), "PYTHONFAULTHANDLER": "1"}
         places: list[list[str]] = [[]]
         if processes > 1:
             environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
@@ -109,7 +109,8 @@ class Process:
                 return True
             if time.monotonic() > end:
                 for process in self.processes:
-                    process.kill()
+                    process.send_signal(signal.SIGABRT)  # on which Python tells where each thread is
+                    process.wait()
                 raise TimeoutError(f"the run hangs:\n{self.text()}")
             time.sleep(0.002)
         return False

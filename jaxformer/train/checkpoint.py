@@ -170,7 +170,8 @@ class Checkpoints:
             self._manager.close()
             self._sweep()
             self._sweeper.shutdown()
-            self._silence.end()
+            if self._failure is None:  # else some of its writes are still on their way, and what they will say
+                self._silence.end()
 
     def __enter__(self) -> Self:
         return self

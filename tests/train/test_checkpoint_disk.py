@@ -72,7 +72,9 @@ def test_a_full_disk_stops_the_run_with_the_reason_and_the_same_line_goes_on_wit
     done = run()
     assert done.returncode == 1
     reason = r"step 2 cannot be saved in (\S+) \([01] MiB are free on that disk\): .*No space left on device"
-    assert re.fullmatch(rf"jaxformer: {reason}\n", done.stderr)[1] == str(folder)
+    said = re.fullmatch(rf"jaxformer: {reason}\n", done.stderr)
+    assert said, done.stderr
+    assert said[1] == str(folder)
     assert steps_in(folder) == [1]
     assert checksums.damages(folder / "1") == []
     assert run().returncode == 1  # and again, for nothing has changed
