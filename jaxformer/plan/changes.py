@@ -34,8 +34,8 @@ def changes(
         options = tuple(name for name, _ in several)
         if len(found) == ENOUGH:
             break
-        if any(set(each.options) < set(options) for each in found):
-            continue  # part of it was enough
+        if any(_kinds(each.options) <= _kinds(options) for each in found):
+            continue  # a part of it, or less of the same, was enough
         fields = {name: value for _, own in several for name, value in own.items()}
         text = " ".join(options)
         try:
@@ -75,6 +75,10 @@ def candidates(experiment: Experiment, first: Plan) -> Iterator[tuple[Option, ..
         yield from itertools.product(*several)
     for last in (accumulate, rows):
         yield from itertools.product(spread, remat[-1:], last)
+
+
+def _kinds(options: tuple[str, ...]) -> set[str]:
+    return {option.partition(" ")[0] for option in options}
 
 
 def _doublings(count: int) -> Iterator[int]:

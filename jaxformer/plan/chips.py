@@ -29,6 +29,16 @@ CHIPS = {
 """Peak, bandwidth and links are those of cloud.google.com/tpu/docs/v5e, /v5p and /v6e, read in November 2026; memory
 is what the compiler (libtpu 0.0.42) says is available when a program does not fit: 16, 95 and 32 GB are sold."""
 
+GPUS = (
+    Chip("NVIDIA H100 80GB HBM3", 989e12, 80e9, 3350e9, 900e9),
+    Chip("NVIDIA A100-SXM4-80GB", 312e12, 80e9, 2039e9, 600e9),
+    Chip("NVIDIA A100-SXM4-40GB", 312e12, 40e9, 1555e9, 600e9),
+    Chip("NVIDIA L4", 121e12, 24e9, 300e9, 64e9),
+    Chip("Tesla T4", 65e12, 16e9, 320e9, 32e9),
+)
+"""Of NVIDIA's data sheets, without sparsity; the T4's peak is that of float16, links of the last two are PCIe. How
+much a program may use is asked of the device itself."""
+
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 SLICES = {
     "v5e": _FLAT,

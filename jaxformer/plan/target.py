@@ -13,7 +13,7 @@ import jax
 from jax.experimental import topologies
 
 from jaxformer import machine
-from jaxformer.plan.chips import CHIPS, SLICES, Chip
+from jaxformer.plan.chips import CHIPS, GPUS, SLICES, Chip
 
 KNOWN = (
     ", ".join(f"{chip}:{shapes[0]} to {chip}:{shapes[-1]}" for chip, shapes in SLICES.items())
@@ -51,10 +51,10 @@ def ready(name: str) -> None:
     kind, _, shape = name.partition(":")
     if name == "local":
         return
-    jax.config.update("jax_platforms", "cpu")
     if kind == "cpu" and re.fullmatch(r"[1-9]\d*", shape):
-        with contextlib.suppress(RuntimeError):  # started already
-            jax.config.update("jax_num_cpu_devices", int(shape))
+        if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+            with contextlib.suppress(RuntimeError):  # started already
+                jax.config.update("jax_num_cpu_devices", int(shape))
     elif kind in SLICES and re.fullmatch(r"\d+(x\d+)+", shape):
         if importlib.util.find_spec("libtpu") is None:
             raise ModuleNotFoundError(
@@ -65,6 +65,7 @@ def ready(name: str) -> None:
             os.environ.setdefault(variable, value)
     else:
         raise ValueError(f"{name!r}: no such topology; there are {KNOWN}")
+    jax.config.update("jax_platforms", "cpu")  # a compiler needs no device
 
 
 def find(name: str) -> Target:
@@ -92,7 +93,7 @@ def _slice(kind: str, shape: str) -> Sequence[Any]:
 
 
 def _known(device: Any) -> Chip | None:
-    return next((chip for chip in CHIPS.values() if chip.kind == device.device_kind), None)
+    return next((chip for chip in (*CHIPS.values(), *GPUS) if chip.kind == device.device_kind), None)
 
 
 def _memory(devices: Sequence[Any]) -> float | None:
