@@ -82,7 +82,12 @@ class Measured(fitting.Fitter):
 
     def run(self) -> Any:
         self.checkpoints = Checkpoints(self.folder / "checkpoints")
-        with self.checkpoints, MetricsLog(self.folder) as self.log, self.say.training(0):
+        with (
+            self.checkpoints,
+            MetricsLog(self.folder) as self.log,
+            self.say.training(0),
+            self.batches(0) as self.made,
+        ):
             self.ready = [sharding.place_batch(self.feed.batches.batch(n), self.mesh) for n in range(STEPS)]
             state = self.fresh()
             for way in self.ways().values():  # to warm up
@@ -102,7 +107,7 @@ class Measured(fitting.Fitter):
         return {
             "bare step": self.bare,
             "loop": lambda state: self.loop(state, iter(self.ready)),
-            "loop and data": self.fed,
+            "loop and data": lambda state: self.loop(state, self.made),
             "loop and a save": lambda state: self.loop(state, iter(self.ready), saves=True),
         }
 
@@ -115,10 +120,6 @@ class Measured(fitting.Fitter):
     def loop(self, state: TrainState, batches: Iterator[Any], saves: bool = False) -> TrainState:
         rhythm = Rhythm(int(state.step) + STEPS, NEVER, STEPS // 2 if saves else NEVER)
         return run(self.step, state, self.start.frozen, batches, rhythm, Beside(self, saves), watch=self.watch)
-
-    def fed(self, state: TrainState) -> TrainState:
-        with self.batches(int(state.step)) as batches:
-            return self.loop(state, batches)
 
 
 def interval(values: np.ndarray) -> tuple[float, float, float]:
@@ -207,7 +208,7 @@ def main() -> None:
                 found: Any = fitting.fit(experiment)
                 lines += steps_table(name, found)
         if "resume" in options.parts:
-            lines += resume_table(Path(place) / "resume", max(3, options.rounds // 3))
+            lines += resume_table(Path(place) / "resume", -(-options.rounds // 3))
     text = "\n".join(lines).rstrip() + "\n"
     if options.parts == PARTS:
         (RESULTS / "loop.md").write_text(text)
