@@ -82,7 +82,12 @@ class Measured(fitting.Fitter):
 
     def run(self) -> Any:
         self.checkpoints = Checkpoints(self.folder / "checkpoints")
-        with self.checkpoints, MetricsLog(self.folder) as self.log, self.say.training(0):
+        with (
+            self.checkpoints,
+            MetricsLog(self.folder) as self.log,
+            self.say.training(0),
+            self.batches(0) as self.made,
+        ):
             self.ready = [sharding.place_batch(self.feed.batches.batch(n), self.mesh) for n in range(STEPS)]
             state = self.fresh()
             for way in self.ways().values():  # to warm up
@@ -102,7 +107,7 @@ class Measured(fitting.Fitter):
         return {
             "bare step": self.bare,
             "loop": lambda state: self.loop(state, iter(self.ready)),
-            "loop and data": self.fed,
+            "loop and data": lambda state: self.loop(state, self.made),
             "loop and a save": lambda state: self.loop(state, iter(self.ready), saves=True),
         }
 
@@ -115,10 +120,6 @@ class Measured(fitting.Fitter):
     def loop(self, state: TrainState, batches: Iterator[Any], saves: bool = False) -> TrainState:
         rhythm = Rhythm(int(state.step) + STEPS, NEVER, STEPS // 2 if saves else NEVER)
         return run(self.step, state, self.start.frozen, batches, rhythm, Beside(self, saves), watch=self.watch)
-
-    def fed(self, state: TrainState) -> TrainState:
-        with self.batches(int(state.step)) as batches:
-            return self.loop(state, batches)
 
 
 def interval(values: np.ndarray) -> tuple[float, float, float]:
@@ -149,18 +150,18 @@ def steps_table(name: str, found: dict[str, list[Seconds]]) -> list[str]:
     return [*lines, ""]
 
 
-def resumed(folder: Path, cache: Path) -> float:
-    """Seconds from the start of a process to the line of its first step, after which it is killed."""
+def seconds_until(moment: Callable[[], bool], folder: Path, cache: Path) -> float:
+    """Start the quickstart or go on with it, and kill it at the moment."""
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     environment |= {"JAX_COMPILATION_CACHE_DIR": str(cache), "PYTHONPATH": str(Path(__file__).parents[1])}
-    experiment = quickstart(str(folder))
-    saved = max(int(path.name) for path in (experiment.path / "checkpoints").glob("[0-9]*"))
+    options = ("--folder", str(folder), "--save-every", "4", "--no-compressors")
+    command = [sys.executable, "-m", "jaxformer", "train", str(QUICKSTART), *options]
     start = time.perf_counter()
-    process = subprocess.Popen(resuming(folder, 1000), env=environment, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     try:
-        while max(line["step"] for line in read_metrics(experiment.path)) <= saved:
+        while not moment():
             if process.poll() is not None or time.perf_counter() - start > 600:
-                raise RuntimeError(f"the run did not go on: exit code {process.poll()}")
+                raise RuntimeError(f"the run did not come so far: exit code {process.poll()}")
             time.sleep(0.01)
         return time.perf_counter() - start
     finally:
@@ -168,16 +169,22 @@ def resumed(folder: Path, cache: Path) -> float:
         process.wait()
 
 
-def resuming(folder: Path, steps: int) -> list[str]:
-    options = {"folder": folder, "steps": steps, "save-every": 4, "evaluate-batches": 1, "evaluate-every": 1000}
-    given = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    return [sys.executable, "-m", "jaxformer", "train", str(QUICKSTART), *given, "--no-compressors", "--prompts"]
+def resumed(folder: Path, cache: Path) -> float:
+    """Seconds from the start of a process to the line of its first step."""
+    path = quickstart(str(folder)).path
+    saved = max(int(each.name) for each in (path / "checkpoints").glob("[0-9]*") if each.name.isdigit())
+    before = (path / "metrics.jsonl").stat().st_mtime_ns
+
+    def is_there() -> bool:
+        # Until it goes on, the file has the lines of the process before, which it then forgets.
+        lines = read_metrics(path) if (path / "metrics.jsonl").stat().st_mtime_ns > before else []
+        return any(line["step"] > saved for line in lines)
+
+    return seconds_until(is_there, folder, cache)
 
 
 def resume_table(place: Path, rounds: int) -> list[str]:
-    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(place / "warm")}
-    subprocess.run(resuming(place, 4), env=environment, check=True, stdout=subprocess.DEVNULL)
-    (place / "quickstart" / "result.json").unlink()
+    seconds_until((place / "quickstart" / "checkpoints" / "4").exists, place, place / "warm")
     resumed(place, place / "warm")
     found: dict[str, list[float]] = {"empty": [], "warm": []}
     for number in range(rounds):
@@ -207,7 +214,7 @@ def main() -> None:
                 found: Any = fitting.fit(experiment)
                 lines += steps_table(name, found)
         if "resume" in options.parts:
-            lines += resume_table(Path(place) / "resume", max(3, options.rounds // 3))
+            lines += resume_table(Path(place) / "resume", -(-options.rounds // 3))
     text = "\n".join(lines).rstrip() + "\n"
     if options.parts == PARTS:
         (RESULTS / "loop.md").write_text(text)

@@ -151,7 +151,7 @@ def test_a_step_after_a_roll_back_can_be_taken_again(experiment, spoil, tmp_path
     experiment = replace(experiment, data=files, not_finite="roll_back", save_every=6, keep=9)
     spoil(4, 8)
     fit(experiment, progress=False)
-    for step in (3, 5, 8, 12):
+    for step in (5, 12):
         found = replay(experiment, step, progress=False)
         assert found.logged
         assert found.differing == []
