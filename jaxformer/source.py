@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import os
+import reprlib
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -190,11 +191,14 @@ def push_to_hub(
 
 def _published(folder: Path, head: str | None, dtype: Any, mesh: Mesh | None) -> Loaded:
     found = hub.read(folder)
-    family = families.family(found.config.get("model_type", ""))
-    config = _asked(found.config, family, head, dtype)
-    config = families.of_tensors(config, found.tensors)
     sentences = sentence_transformers.read(folder) if head in (None, "embed") else None
-    model = Model(family.config(config), card=Card(config["model_type"], config, found.generation, sentences))
+    try:
+        family = families.family(found.config.get("model_type", ""))
+        config = _asked(found.config, family, head, dtype)
+        config = families.of_tensors(config, found.tensors)
+        model = Model(family.config(config), card=Card(config["model_type"], config, found.generation, sentences))
+    except ValueError as error:
+        raise ValueError(f"{folder / hub.CONFIG}: {error}") from None
     params = _filled(
         model,
         family.names(model.config),
@@ -250,6 +254,11 @@ def _adapted(folder: Path, head: str | None, dtype: Any, mesh: Mesh | None) -> L
         raise ValueError(
             f"{folder / adapters.CONFIG} does not say by base_model_name_or_path what it adapts: read that model, "
             "then load_adapter"
+        )
+    if not isinstance(base, str) or (Path(base).expanduser() / adapters.CONFIG).is_file():  # it might be itself
+        raise ValueError(
+            f"{folder / adapters.CONFIG}: base_model_name_or_path={reprlib.repr(base)} names another adapter, or no "
+            "model at all: read the model that it adapts, then load_adapter"
         )
     model, params, tokenizer = from_pretrained(base, head, dtype, mesh)
     return model, lora.merge(*load_adapter(folder, model, params)), tokenizer
