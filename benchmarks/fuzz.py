@@ -5,8 +5,8 @@
 The same tiny model lies in six folders: as safetensors, as PyTorch's .bin and as Flax's .msgpack, each in one file
 and in shards with an index. `--files` damages those of fuzz_files.py in their place: configs, tokenizers,
 experiments, adapters, data, templates. A mutation flips, overwrites, cuts, doubles or inserts bytes of one file, or
-truncates it, or puts another value at one place of a JSON file. Reading may then succeed (numbers may have changed) or
-raise ValueError or OSError with a message that names the folder. Anything else escapes: another class of error, a
+truncates it, or puts another value at one place of a JSON file. Reading may then succeed (numbers may have changed)
+or raise ValueError or OSError with a message that names the folder. Anything else escapes: another class of error, a
 hang, a crash of the process, more than 4 GiB of memory. Prints the counts. tests/weights/test_fuzz.py and
 tests/text/test_fuzz_data.py make a few hundred mutations with this file's tools.
 """

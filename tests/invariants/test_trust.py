@@ -141,10 +141,7 @@ def test_code_that_lies_beside_a_model_is_not_imported(model, marker, monkeypatc
     (model / sentence_transformers.MODULES).write_text(json.dumps(listed))
     hub.write_json(model / "generation_config.json", {"custom_generate": "evil", "trust_remote_code": True})
     before = set(sys.modules)
-    try:
-        jaxformer.from_pretrained(model)
-    except ValueError as error:
-        assert "auto_map" in str(error) or "not supported" in str(error)
+    jaxformer.from_pretrained(model)
     load_tokenizer(model)
     assert not {name for name in set(sys.modules) - before if name.startswith(("evil", "modeling", "tokenization_"))}
 
@@ -364,6 +361,7 @@ MODULES = {
     "yaml",
     "importlib",
 }
+SAFE = {"allow_pickle": "False", "trust_remote_code": "False", "weights_only": "True"}
 CALLS = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "torch.load", "np.load", "numpy.load"}
 
 
@@ -377,9 +375,8 @@ def runners(source: str) -> list[str]:
             found.append(str(node.module))
         if isinstance(node, ast.Call) and ast.unparse(node.func) in CALLS:
             found.append(ast.unparse(node.func))
-        if isinstance(node, ast.keyword) and node.arg in ("allow_pickle", "trust_remote_code", "weights_only"):
-            if ast.unparse(node.value) != str(node.arg == "weights_only"):
-                found.append(f"{node.arg}={ast.unparse(node.value)}")
+        if isinstance(node, ast.keyword) and node.arg in SAFE and ast.unparse(node.value) != SAFE[node.arg]:
+            found.append(f"{node.arg}={ast.unparse(node.value)}")
     return found
 
 
