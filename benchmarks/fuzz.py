@@ -1,12 +1,14 @@
-"""Damage small checkpoints again and again, and load them: each time it must work, or say clearly why not.
+"""Damage small files of every kind again and again, and read them: each time it must work, or say clearly why not.
 
     python benchmarks/fuzz.py --mutations 10000
 
 The same tiny model lies in six folders: as safetensors, as PyTorch's .bin and as Flax's .msgpack, each in one file
-and in shards with an index. A mutation flips, overwrites, cuts, doubles or inserts bytes of one file, or truncates
-it. Loading may then succeed (numbers of a tensor may have changed) or raise ValueError or FileNotFoundError. Anything
-else escapes: another class of error, a hang, a crash of the process, more than 4 GiB of memory. Prints the counts.
-tests/weights/test_fuzz.py makes 300 mutations with this file's tools.
+and in shards with an index. `--files` damages those of fuzz_files.py in their place: configs, tokenizers,
+experiments, adapters, data, templates. A mutation flips, overwrites, cuts, doubles or inserts bytes of one file, or
+truncates it, or puts another value at one place of a JSON file. Reading may then succeed (numbers may have changed)
+or raise ValueError or OSError with a message that names the folder. Anything else escapes: another class of error, a
+hang, a crash of the process, more than 4 GiB of memory. Prints the counts. tests/weights/test_fuzz.py and
+tests/text/test_fuzz_data.py make a few hundred mutations with this file's tools.
 """
 
 import argparse
@@ -23,6 +25,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from flax import serialization, traverse_util
@@ -41,7 +44,12 @@ CONFIG = {
 PATIENCE = 30  # seconds after which something hangs
 MEMORY = 4 * 2**30
 BATCH = 1000  # mutations a process
-EXPECTED = (ValueError, FileNotFoundError)
+EXPECTED = (ValueError, OSError)
+NASTY = (
+    *(None, True, -1, 0, 2**31, 2**63, 10**12, 10**400, 1e308, float("nan"), 0.5, "", "x", "../../etc/passwd", "\0"),
+    *("x" * 70000, "{", [], {}, [[]], [None], {"": 0}, {"type": {}}, {"content": []}, ["a", 1], "\ud800"),
+)
+"""What may stand in place of any value of a JSON file."""
 STORAGES = {"float64": "Double", "float32": "Float", "float16": "Half", "bfloat16": "BFloat16", "int64": "Long"}
 
 
@@ -188,22 +196,54 @@ def damaged(data: bytes, rng: np.random.Generator) -> bytes:
             return data[:at] + extreme * count + data[at + count * int(rng.integers(2)) :]
 
 
+def damaged_json(data: bytes, rng: np.random.Generator) -> bytes:
+    """The JSON with another value, or none, at one place; or so deep that a parser gives up."""
+    value = json.loads(data)
+    places: list[tuple[Any, Any]] = []
+
+    def walk(node: Any) -> None:
+        for key, inner in node.items() if isinstance(node, dict) else enumerate(node):
+            places.append((node, key))
+            if isinstance(inner, dict | list):
+                walk(inner)
+
+    walk(value)
+    # One entry of a vocabulary is as another: the shorter a container the likelier its places.
+    weights = np.array([1 / len(node) for node, _ in places])
+    node, key = places[int(rng.choice(len(places), p=weights / weights.sum()))]
+    match rng.integers(8):
+        case 0:
+            del node[key]
+        case 1 if isinstance(node, dict):
+            node[key + "x"] = node.pop(key)
+        case 2:
+            node[key] = [node[key]]
+        case 3:
+            return b"[" * 100_000 + data
+        case _:
+            node[key] = NASTY[int(rng.integers(len(NASTY)))]
+    return json.dumps(value).encode()
+
+
 @contextlib.contextmanager
 def mutated(folders: list[Path], seed: int, number: int) -> Iterator[tuple[Path, str]]:
     """(a folder with one damaged file, what is damaged): mutation `number` of this seed. Then it is whole again."""
     rng = np.random.default_rng([seed, number])
     folder = folders[number % len(folders)]
-    files = sorted(path.name for path in folder.iterdir() if path.name != "config.json" or rng.integers(8) == 0)
-    path = folder / files[int(rng.integers(len(files)))]
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    if len(files) < 5 and rng.integers(8):
+        files = [path for path in files if path.name != "config.json"]
+    path = files[int(rng.integers(len(files)))]
     whole = path.read_bytes()
+    is_json = path.suffix == ".json" and rng.integers(3) > 0
 
     def put(data: bytes) -> None:  # as another file: the old one may still be mapped
         path.unlink()
         path.write_bytes(data)
 
-    put(damaged(whole, rng))
+    put(damaged_json(whole, rng) if is_json else damaged(whole, rng))
     try:
-        yield folder, f"{folder.name}/{path.name}"
+        yield folder, f"{folder.name}/{path.relative_to(folder)}"
     finally:
         put(whole)
 
@@ -220,7 +260,8 @@ def outcome(load: Callable[[Path], object], folder: Path) -> tuple[str, str]:
     try:
         load(folder)
     except EXPECTED as error:
-        return "refused", f"{type(error).__name__}: {error}"
+        named = str(folder) in str(error) or not folder.exists()
+        return "refused" if named else "escaped", f"{type(error).__name__}: {error}"
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
@@ -230,35 +271,44 @@ def outcome(load: Callable[[Path], object], folder: Path) -> tuple[str, str]:
     return "loaded", ""
 
 
-def serve(root: Path, seed: int, start: int, stop: int) -> None:
+def serve(root: Path, files: bool, seed: int, start: int, stop: int) -> None:
     """The mutations from `start` to `stop`, a line of JSON for each."""
-    import jaxformer  # here, so that the tests read this file's tools alone
-
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
-    folders = write_folders(root)
+    if files:
+        import fuzz_files  # here, so that the tests read this file's tools alone
+
+        loads = fuzz_files.write_all(root)
+        folders = [root / name for name in loads]
+    else:
+        import jaxformer
+
+        folders = write_folders(root)
+        loads = {folder.name: jaxformer.from_pretrained for folder in folders}
     for folder in folders:
-        jaxformer.from_pretrained(folder)
+        loads[folder.name](folder)
     for number in range(start, stop):
         with mutated(folders, seed, number) as (folder, what):
-            print(json.dumps([number, what, *outcome(jaxformer.from_pretrained, folder)]), flush=True)
+            print(json.dumps([number, what, *outcome(loads[folder.name], folder)]), flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mutations", type=int, default=10_000)
+    parser.add_argument("--files", action="store_true", help="those of fuzz_files.py in place of checkpoints")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--serve", type=int, nargs=2, metavar=("START", "STOP"), help="these, in this process")
     parser.add_argument("--folder", type=Path, help="of --serve: where the checkpoints are written")
     args = parser.parse_args()
     if args.serve:
-        return serve(args.folder, args.seed, *args.serve)
+        return serve(args.folder, args.files, args.seed, *args.serve)
     counts: collections.Counter[tuple[str, str]] = collections.Counter()
     escaped: list[str] = []
     start = 0
     while start < args.mutations:
         stop = min(start + BATCH, args.mutations)
         root = Path(tempfile.mkdtemp())
-        mine = [sys.executable, __file__, "--seed", str(args.seed), "--folder", str(root)]
+        mine = [sys.executable, __file__, "--seed", str(args.seed), "--folder", str(root / "fuzz")]
+        mine += ["--files"] * args.files
         done = subprocess.run([*mine, "--serve", str(start), str(stop)], stdout=subprocess.PIPE, text=True)
         shutil.rmtree(root)
         for line in done.stdout.splitlines():
@@ -269,12 +319,12 @@ def main() -> None:
             start = number + 1
         if done.returncode:
             if not done.stdout:
-                sys.exit("the undamaged checkpoints cannot be loaded")
+                sys.exit("what is not damaged cannot be read")
             escaped.append(f"mutation {start}: the process ended with {done.returncode}")
             counts["crash", "escaped"] += 1
             start += 1
         print(f"{start} of {args.mutations}, {len(escaped)} escaped", file=sys.stderr)
-    print("| checkpoint | loaded | refused | escaped |\n|---|---|---|---|")
+    print("| read | loaded | refused | escaped |\n|---|---|---|---|")
     for kind in sorted({kind for kind, _ in counts}):
         print(
             f"| {kind} | " + " | ".join(str(counts[kind, found]) for found in ("loaded", "refused", "escaped")) + " |"

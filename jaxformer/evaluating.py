@@ -148,9 +148,9 @@ def recorded(folder: Path) -> Experiment:
     values = read_json(file).get("experiment")
     if values is None:
         raise FileNotFoundError(f"{file}: no such file: {folder} is no run's folder")
-    if values["data"].get("type") == "Memory":
-        values["data"] = codec.to_json(DataConfig(files=()))
     try:
+        if isinstance(values, dict) and isinstance(data := values.get("data"), dict) and data.get("type") == "Memory":
+            values |= {"data": codec.to_json(DataConfig(files=()))}
         return codec.from_json(values, Experiment)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import os
+import reprlib
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -89,7 +90,7 @@ def sketched(source: str | os.PathLike[str], head: str | None = None) -> Sketch:
     if not (folder / hub.CONFIG).is_file():
         raise FileNotFoundError(f"{folder}: no {hub.CONFIG}, and none in model/: a plan reads this alone of a model")
     found = hub.read(folder)
-    model, family = _described(found, head, None)
+    model, family = _described(folder, found, head, None)
     return Sketch(model, found.config.get(_dtype_attribute(found.config)) or "float32", _tokenizer(folder, family))
 
 
@@ -215,7 +216,7 @@ def push_to_hub(
 def _published(folder: Path, head: str | None, dtype: Any, mesh: Mesh | None) -> Loaded:
     found = hub.read(folder)
     sentences = sentence_transformers.read(folder) if head in (None, "embed") else None
-    model, family = _described(found, head, dtype, sentences)
+    model, family = _described(folder, found, head, dtype, sentences)
     params = _filled(
         model,
         family.names(model.config),
@@ -229,13 +230,16 @@ def _published(folder: Path, head: str | None, dtype: Any, mesh: Mesh | None) ->
 
 
 def _described(
-    found: hub.Published, head: str | None, dtype: Any, sentences: Sentences | None = None
+    folder: Path, found: hub.Published, head: str | None, dtype: Any, sentences: Sentences | None = None
 ) -> tuple[Model, families.Family]:
     """The model that config.json describes, and its family."""
-    family = families.family(found.config.get("model_type", ""))
-    config = families.of_tensors(_asked(found.config, family, head, dtype), found.tensors)
-    card = Card(config["model_type"], config, found.generation, sentences)
-    return Model(family.config(config), card=card), family
+    try:
+        family = families.family(found.config.get("model_type", ""))
+        config = families.of_tensors(_asked(found.config, family, head, dtype), found.tensors)
+        card = Card(config["model_type"], config, found.generation, sentences)
+        return Model(family.config(config), card=card), family
+    except ValueError as error:
+        raise ValueError(f"{folder / hub.CONFIG}: {error}") from None
 
 
 def _gguf(path: Path, head: str | None, dtype: Any, mesh: Mesh | None) -> Loaded:
@@ -281,6 +285,11 @@ def _adapted(folder: Path, head: str | None, dtype: Any, mesh: Mesh | None) -> L
         raise ValueError(
             f"{folder / adapters.CONFIG} does not say by base_model_name_or_path what it adapts: read that model, "
             "then load_adapter"
+        )
+    if not isinstance(base, str) or (Path(base).expanduser() / adapters.CONFIG).is_file():  # it might be itself
+        raise ValueError(
+            f"{folder / adapters.CONFIG}: base_model_name_or_path={reprlib.repr(base)} names another adapter, or no "
+            "model at all: read the model that it adapts, then load_adapter"
         )
     model, params, tokenizer = from_pretrained(base, head, dtype, mesh)
     return model, lora.merge(*load_adapter(folder, model, params)), tokenizer

@@ -101,7 +101,7 @@ def _open_shard(folder: Path, fields: Mapping[Any, Any]) -> tuple[Shard, np.ndar
         path = folder / f"{field}.bin"
         lengths = _counts(folder / f"{field}.lengths.npy")
         starts[field] = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-        whole = path.stat().st_size == starts[field][-1] * np.dtype(dtype).itemsize
+        whole = path.stat().st_size == int(starts[field][-1]) * np.dtype(dtype).itemsize
         if not whole or starts[field].min() < 0 or len(lengths) != len(sizes):
             raise ValueError(f"{path}: damaged, its size is not that of its {len(lengths)} examples")
         values[field] = np.memmap(path, dtype, mode="r") if starts[field][-1] else np.empty(0, dtype)
