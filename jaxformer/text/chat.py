@@ -107,7 +107,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree: nodes.Template = meter.Counted().visit(super()._parse(source, name, filename))
-        return tree.set_environment(self)
+        tree.set_environment(self)
+        return tree
 
     def unsafe_undefined(self, obj: Any, attribute: str) -> NoReturn:
         """What an attribute gives that the sandbox withholds."""

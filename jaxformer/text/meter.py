@@ -203,7 +203,7 @@ class Counted(NodeTransformer):
         return _through("weigh", node) if node.ctx == "load" else node
 
 
-def _through(name: str, node: nodes.Expr) -> nodes.Filter:
+def _through(name: str, node: Any) -> nodes.Filter:
     return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
 
 
