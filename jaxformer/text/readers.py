@@ -27,7 +27,7 @@ PIECE = 1 << 20
 """Bytes of a line that are read at once."""
 BATCH = 256
 """Rows of Parquet that are read at once."""
-MOST_UNPACKED = 200
+MOST_UNPACKED = 50
 """How many times its own size a .gz file may unpack to, beyond `records.LONGEST` bytes; text has 3 to 20."""
 UNREADABLE = (OSError, EOFError, ValueError, SyntaxError, zlib.error)
 

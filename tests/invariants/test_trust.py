@@ -273,7 +273,6 @@ def bombs(folder: Path) -> dict[str, str]:
     packed = gzip.compress(b"a" * (1 << 26)) * (size >> 26)
     for name in ("text.txt.gz", "line.jsonl.gz"):
         (folder / name).write_bytes(packed)
-    (folder / "rows.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n' * (1 << 21)) * 100)
     header = b"{'descr': '<i8', 'fortran_order': False, 'shape': (%d,)}" % (1 << 61)
     for name, told in (("shape.npy", header), ("deep.npy", b"-" * 60000 + b"1")):
         (folder / name).write_bytes(b"\x93NUMPY\1\0" + struct.pack("<H", len(told)) + told + b"\0" * 64)
@@ -302,8 +301,8 @@ def bombs(folder: Path) -> dict[str, str]:
         declared.read_bytes().replace(struct.pack("<II", 64, 64), struct.pack("<II", *[1 << 31] * 2))
     )
     return {
-        **dict.fromkeys(("text.txt.gz",), "ValueError .*text.txt.gz: it unpacks to more than"),
-        **dict.fromkeys(("line.jsonl.gz", "rows.jsonl.gz"), "ValueError .*it unpacks to more than"),
+        "text.txt.gz": "ValueError .*text.txt.gz: it unpacks to more than",
+        "line.jsonl.gz": "ValueError .*it unpacks to more than",
         **dict.fromkeys(("shape.npy", "deep.npy"), "ValueError .*npy: expected"),
         "deep.jsonl": "ValueError .*expected a JSON object",
         **dict.fromkeys(("counts.gguf", "array.gguf"), "ValueError .*not a whole GGUF file"),
