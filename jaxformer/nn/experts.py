@@ -115,10 +115,12 @@ def _worked(c: ExpertsConfig, routed: tuple[Array, Array, Array], kernels: Any, 
     here_M = (chosen_BTK.reshape(-1) - first) % c.experts
     order_M = jnp.argsort(here_M, stable=True)
     counts_E = jnp.bincount(here_M, length=c.experts).astype(jnp.int32)[: gate.shape[0]]
+    # What a product makes of rows behind its groups is not laid down: nothing of it gets out, nor into a gradient.
+    ours = lambda x_MD: x_MD if gate.shape[0] == c.experts else jnp.where(here_M[:, None] < gate.shape[0], x_MD, 0)
     # Both ways a permutation: its gradient is one too, where sums over equal rows would be in no fixed order.
-    x_MD = _permuted(jnp.repeat(x_BTD.reshape(-1, x_BTD.shape[-1]), c.top_k, axis=0), order_M)
+    x_MD = _permuted(ours(jnp.repeat(x_BTD.reshape(-1, x_BTD.shape[-1]), c.top_k, axis=0)), order_M)
     h_MF = ACTIVATIONS[c.activation](grouped(x_MD, gate, counts_E)) * grouped(x_MD, up, counts_E)
-    y_MD = _permuted(grouped(h_MF, down, counts_E), jnp.argsort(order_M)).astype(jnp.float32)
+    y_MD = ours(_permuted(grouped(h_MF, down, counts_E), jnp.argsort(order_M)).astype(jnp.float32))
     return jnp.sum(y_MD.reshape(*chosen_BTK.shape, -1) * weights_BTK[..., None], axis=2)
 
 

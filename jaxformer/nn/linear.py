@@ -202,8 +202,8 @@ class GroupedKernel(nn.Module):
 
 
 def grouped(x: Array, kernel: Kernel, sizes: Array) -> Array:
-    """[M, in] -> [M, out], in x's dtype; the first sizes[0] rows are of group 0, the next sizes[1] of 1, ...; zeros
-    for rows behind the last group.
+    """[M, in] -> [M, out], in x's dtype; the first sizes[0] rows are of group 0, the next sizes[1] of 1, ...
+    What stands for rows behind the last group is not laid down.
     """
     assert not isinstance(kernel, Turned)
     if isinstance(kernel, Quantized):
