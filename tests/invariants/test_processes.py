@@ -206,7 +206,7 @@ def test_what_fails_in_one_process_ends_all_with_the_reason(whole, tmp_path):
 
     blind = job(tmp_path / "blind", 2, each=lambda process: ("--data.files", "/nowhere") if process else ())
     assert blind.codes() == [1, 1]
-    assert re.search("jaxformer: process 1 failed: .*nowhere", blind.outputs[0].read_text())
+    assert "jaxformer: process 1 failed: data.files finds nothing:\n  '/nowhere'" in blind.outputs[0].read_text()
     assert not blind.run.exists()
     for failed in (of_first, of_second, blind):
         assert "Traceback" not in failed.text()
