@@ -39,6 +39,7 @@ def test_a_good_experiment_has_no_problems_and_is_its_own_validation():
         ({"save_every": 0, "patience": 1}, "save_every is 0: it must be above zero"),
         ({"patience": 0}, "patience is 0: make it above zero, or None"),
         ({"keep_every": 0}, "keep_every is 0: make it above zero, or None"),
+        ({"profile": -1}, "profile is -1: it must be a number of steps, or 0"),
         ({"rows": 16, "accumulate": 3}, "rows is 16: it must be a multiple of accumulate, 3"),
         ({"evaluation_stride": 513}, "evaluation_stride is 513: it can be at most length, 512"),
         (
