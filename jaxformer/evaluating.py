@@ -68,7 +68,7 @@ class Evaluator:
         """What the task says of the model's predictions for the first `predictions` documents of each part."""
         e, task, tokenizer = self.experiment, self.experiment.task, self.start.tokenizer
         scores: Values = {}
-        if tokenizer is None or not isinstance(task, Predicting):
+        if tokenizer is None or not isinstance(task, Predicting) or not e.predictions:
             return {}
         for part in self.parts:
             documents = list(itertools.islice(part.documents, e.predictions))

@@ -35,7 +35,7 @@ OPTIONS = ("--steps", str(STEPS), "--save-every", "3", "--evaluate-every", "6", 
 OPTIONS += ("--prompts", "import json", "--prompt-tokens", "4")
 HEARTBEAT = 10
 SLACK = 10.0
-"""Seconds beside the heartbeat until the last process has ended: docs/processes.md, where they were measured."""
+"""Seconds beside the heartbeat until the last process has ended, on a busy machine; measured: docs/processes.md."""
 
 # `jaxformer train` that notes the rows it makes, [batch, row, what it holds]; it may be slowed down, and may fail.
 RECORDER = """
