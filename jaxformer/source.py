@@ -35,8 +35,8 @@ def from_pretrained(
 ) -> Loaded:
     """(model, params, tokenizer) of a folder in the published layout, a hub id, a .gguf file, or a run's folder.
 
-    Of a run it takes `model/`, else the newest good checkpoint; of an adapter's folder in peft's layout the model that
-    it names, the adapter merged into it. `head` asks for another head than the published one,
+    Of a run it takes `model/`, else the newest good checkpoint; of an adapter's folder in peft's layout the model
+    that it names, the adapter merged into it. `head` asks for another head than the published one,
     as far as the family has it: "lm", "embed" (none), "classify:58" and "tag:9" with a number of labels, "answer";
     which parameters of heads were drawn anew and which tensors dropped is logged. `dtype` is what parameters are
     stored as (a name or a jax dtype; None: as in the file, and export is then bit-exact; float32 of a .gguf).
