@@ -19,10 +19,9 @@ from typing import Any, Self
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 from jax.sharding import SingleDeviceSharding
 
-from jaxformer import tree
+from jaxformer import distributed, tree
 from jaxformer.train import checksums
 from jaxformer.train.checksums import DamagedError
 from jaxformer.train.retention import DAMAGED, DISCARDED, Best, Retention, move
@@ -218,7 +217,7 @@ class Checkpoints:
 
     def _sweep(self) -> None:
         """Begin to delete what orbax set aside: beside the run, for it takes longer than to begin a save."""
-        if not self._read_only and jax.process_index() == 0:
+        if not self._read_only and distributed.is_first():
             for step in (self.folder / DISCARDED).glob("*"):
                 self._sweeper.submit(shutil.rmtree, step, ignore_errors=True)
 
@@ -239,21 +238,15 @@ class Checkpoints:
             wanted = "no checkpoint" if step is None else f"no checkpoint of step {step}"
             raise FileNotFoundError(f"{wanted} in {self.folder}; there are {steps or 'none'}")
         candidates = steps[::-1] if step is None else [step]
-        good, damaged = -1, {self.folder: ["process 0 says which files are"]}
-        if jax.process_index() == 0:
-            good, damaged = self._first_good(candidates, without)
-        if jax.process_count() > 1:  # all must read the same one
-            good = int(multihost_utils.broadcast_one_to_all(np.int32(good)))
-        if good < 0:
-            raise DamagedError(damaged or {self.folder: ["its checkpoints were deleted while they were read"]})
+        good = distributed.from_first(lambda: self._first_good(candidates, without))  # all must read the same one
         if good != candidates[0] and not self._read_only:
             self._manager.close()
             self._manager = self._opened()  # its `reload` reads metrics, which may be damaged
         return good
 
-    def _first_good(self, candidates: Sequence[int], without: Sequence[str]) -> tuple[int, dict[Path, list[str]]]:
-        """(step, {folder of each before it: its damages}), -1 where none is good; else those are moved away."""
-        damaged = {}
+    def _first_good(self, candidates: Sequence[int], without: Sequence[str]) -> int:
+        """The first that is good; those before it are moved away. Raises DamagedError where none is."""
+        damaged: dict[Path, list[str]] = {}
         for step in candidates:
             folder = self.folder / str(step)
             if (step, without) not in self._compared and (wrong := checksums.damages(folder, without)):
@@ -263,8 +256,8 @@ class Checkpoints:
             self._compared.add((step, without))
             for folder, wrong in damaged.items():
                 self._pass_over(folder, wrong, step)
-            return step, damaged
-        return -1, damaged
+            return step
+        raise DamagedError(damaged or {self.folder: ["its checkpoints were deleted while they were read"]})
 
     def _pass_over(self, folder: Path, wrong: Sequence[str], good: int) -> None:
         moved = "" if self._read_only else f"\nit was moved to {move(folder, DAMAGED)}"
