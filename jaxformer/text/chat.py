@@ -17,11 +17,9 @@ from jinja2 import Template, TemplateError, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-from jaxformer.text import meter
 from jaxformer.text.special import CHAT
 from jaxformer.text.tokenizer import Tokenizer
 
@@ -51,14 +49,13 @@ def render(
     else the template knows) are plain data, as the messages: None, texts, numbers, lists and mappings of them.
 
     Raises TypeError for other data, and a ValueError that names the template's line where the template is broken,
-    raises an error itself, reaches for what the sandbox withholds, or makes or takes too much (see meter.py).
+    raises an error itself, or reaches for what the sandbox withholds.
     """
     known = {"tools": None, "documents": None, **variables, "messages": messages}
     known["add_generation_prompt"] = add_generation_prompt
     known = {name: _plain(value, name) for name, value in known.items()}
     try:
-        with meter.metered():
-            return meter.joined(_compiled(template).generate(known))
+        return _compiled(template).render(known)
     except SecurityError as error:
         raise ValueError(f"chat template{_line(error)}: refused: {error}") from None
     except TemplateError as error:
@@ -79,36 +76,7 @@ def taught(tokenizer: Tokenizer, template: str) -> Tokenizer:
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """Templates that reach for an attribute of Python fail there and then, not when they first use it.
-
-    Whatever they do is counted.
-    """
-
-    intercepted_binops = frozenset(("*", "**", "%", "+"))
-    concat = staticmethod(meter.joined)
-
-    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        """Whether a template may have an attribute."""
-        return attr not in meter.WITHHELD and super().is_safe_attribute(obj, attr, value)
-
-    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """What an operation gives, counted before it is made."""
-        meter.operate(operator, left, right)
-        return super().call_binop(context, operator, left, right)
-
-    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        """What a function gives; Jinja's own names keep out of the way of the template's."""
-        meter.weigh([args, kwargs])
-        known = getattr(__obj, "__wrapped__", __obj)
-        owner = getattr(known, "__self__", None)
-        if isinstance(owner, str):
-            args = meter.method(known.__name__, owner, args)
-        return meter.weigh(super().call(__context, __obj, *args, **kwargs))
-
-    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        tree: nodes.Template = meter.Counted().visit(super()._parse(source, name, filename))
-        tree.set_environment(self)
-        return tree
+    """Templates that reach for an attribute of Python fail there and then, not when they first use it."""
 
     def unsafe_undefined(self, obj: Any, attribute: str) -> NoReturn:
         """What an attribute gives that the sandbox withholds."""
@@ -139,17 +107,11 @@ class Names(Namespace):
             raise SecurityError(f"it sets {name!r} of a namespace")
         super().__setitem__(name, value)
 
-    def __repr__(self) -> str:
-        return "<Namespace>"  # two of them may hold each other
-
 
 @lru_cache(maxsize=32)
 def _compiled(template: str) -> Template:
     environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation])
     environment.filters["tojson"] = _to_json
-    environment.filters = {name: meter.filtered(name, made) for name, made in environment.filters.items()}
-    environment.filters |= meter.FILTERS
-    del environment.globals["lipsum"]  # texts of any length
     environment.globals |= {
         "raise_exception": _raise,
         "strftime_now": lambda form: datetime.now().strftime(form),
