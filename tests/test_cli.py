@@ -38,7 +38,7 @@ def test_each_command_has_help(name, option, capsys):
 
 def test_an_unknown_command_is_told_which_there_are(capsys):
     assert run("trian") == 2
-    told = "expected one of train, evaluate, generate, chat, convert, verify, checkpoint, doctor"
+    told = "expected one of train, evaluate, generate, chat, convert, verify, checkpoint, plan, doctor"
     assert capsys.readouterr().err == f"jaxformer: unknown command 'trian': {told}\n"
 
 
@@ -50,7 +50,7 @@ def test_an_unknown_command_is_told_which_there_are(capsys):
         (RuntimeError("in use"), 1, "jaxformer: in use\n"),
         (FloatingPointError("not finite"), 1, "jaxformer: not finite\n"),
         (SaveError("step 2 cannot be saved"), 1, "jaxformer: step 2 cannot be saved\n"),
-        (NotFiniteError("step 3"), 1, "jaxformer: step 3\n"),
+        (NotFiniteError(3, "step 3"), 1, "jaxformer: step 3\n"),
         (KeyboardInterrupt(), 130, "jaxformer: interrupted\n"),
     ],
     ids=repr,
@@ -74,7 +74,7 @@ QUICK = str(Path(__file__).parents[1] / "configs" / "quickstart.py")
         ["chat", "/no/such"],
         ["evaluate", "/no/such"],
         ["verify", "/no/such"],
-        ["train", QUICK, "--replay", "1", "--fresh"],
+        ["train", QUICK, "--replay", "1", "--folder", "/no/such"],
     ],
     ids=lambda arguments: arguments[0],
 )
