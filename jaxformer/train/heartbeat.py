@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from jaxformer.train.run_folder import write_whole
+from jaxformer.text.files import write_file
 
 FILE = "heartbeat.json"
 SECONDS = 2.0
@@ -91,7 +91,7 @@ class Heartbeat(Stopwatch):
         who = {"time": time.time(), "pid": os.getpid(), "host": socket.gethostname()}
         said = {"step": self.step, "doing": doing or self.doing} | who | {"seconds": self.read()}
         with contextlib.suppress(OSError):  # of a full disk a checkpoint tells better
-            write_whole(self.file, json.dumps(said))
+            write_file(self.file, json.dumps(said).encode())
 
 
 def goodput(seconds: Mapping[str, float], parts: Mapping[str, float]) -> dict[str, float]:

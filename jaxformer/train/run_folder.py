@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from jaxformer import distributed, tree
+from jaxformer.text.files import read_json, write_file
 
 VERSION = 1
 
@@ -85,7 +86,7 @@ class RunFolder:
         entered = {"version": VERSION, "experiment": experiment}
         changes: list[str] = []
         if file.exists():
-            before = json.loads(file.read_text())
+            before = read_json(file)
             if before.get("version") != VERSION:
                 raise ValueError(f"{file} has version {before.get('version')}, this program writes {VERSION}")
             old, new = _leaves(before["experiment"]), _leaves(experiment)
@@ -103,15 +104,8 @@ class RunFolder:
                 )
             changes = [lines[path] for path in changed]
         if changes or not file.exists():
-            write_whole(file, json.dumps(entered, indent=1, sort_keys=True))
+            write_file(file, json.dumps(entered, indent=1, sort_keys=True).encode())
         return changes
-
-
-def write_whole(file: Path, text: str) -> None:
-    """Write a file so that it is never seen half-written."""
-    part = file.with_name(f".{file.name}.part")
-    part.write_text(text)
-    part.replace(file)
 
 
 def _leaves(value: Any) -> dict[str, Any]:

@@ -105,5 +105,5 @@ def test_a_silent_one_and_a_full_disk_write_nothing(tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(heartbeat, "write_whole", full)
+    monkeypatch.setattr(heartbeat, "write_file", full)
     Heartbeat(tmp_path).write()

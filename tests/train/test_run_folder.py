@@ -6,7 +6,7 @@ import textwrap
 
 import pytest
 
-from jaxformer.train.run_folder import RunFolder, write_whole
+from jaxformer.train.run_folder import RunFolder
 
 EXPERIMENT = {
     "steps": 10,
@@ -144,23 +144,3 @@ def test_another_version_is_refused(tmp_path):
     (tmp_path / "experiment.json").write_text('{"version": 0, "experiment": {}}')
     with pytest.raises(ValueError, match=r"experiment.json has version 0, this program writes 1"):
         claim(tmp_path, EXPERIMENT)
-
-
-def test_a_file_is_never_seen_half_written(tmp_path, monkeypatch):
-    file = tmp_path / "a.json"
-    write_whole(file, "old")
-    path = type(file)
-    written = path.write_text
-
-    def breaks(self, text, *args, **options):
-        written(self, text[: len(text) // 2])
-        raise OSError("no space left")
-
-    monkeypatch.setattr(path, "write_text", breaks)
-    with pytest.raises(OSError, match="no space"):
-        write_whole(file, "a new and longer text")
-    assert file.read_text() == "old"
-    monkeypatch.undo()
-    write_whole(file, "new")
-    assert file.read_text() == "new"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
