@@ -180,5 +180,6 @@ def _members(rest: str) -> int:
 
 
 def _bytes(dtype: str, dims: str) -> float:
-    bits = 8 if dtype == "pred" else int(re.search(r"\d+", dtype)[0]) if re.search(r"\d+", dtype) else 0  # type: ignore[index]
+    counted = re.search(r"\d+", dtype)
+    bits = 8 if dtype == "pred" else 0 if counted is None else int(counted[0])
     return math.prod(int(size) for size in dims.split(",") if size) * bits / 8
