@@ -69,7 +69,7 @@ class Checkpoints:
         self._compared: set[tuple[int, Sequence[str]]] = set()
         self._failure: SaveError | None = None
         self._sweeper = ThreadPoolExecutor(max_workers=1)
-        self._silence = _Silence()
+        self._silence = _Silence(self.folder)
         try:
             self._manager = self._opened()
         except OSError as error:
@@ -301,27 +301,29 @@ class Checkpoints:
 class _Silence(logging.Filter):
     """Drops what orbax, and asyncio and tensorstore for it, print of a save: what matters is raised to the user."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
         super().__init__()
-        self.hook = sys.excepthook
-        sys.excepthook = self._excepthook
+        self.folder = str(folder)
+        self.hook = sys.unraisablehook
+        sys.unraisablehook = self._unraisable
         for name in SILENCED:
             logging.getLogger(name).addFilter(self)
 
     def end(self) -> None:
         for name in SILENCED:
             logging.getLogger(name).removeFilter(self)
-        if sys.excepthook == self._excepthook:
-            sys.excepthook = self.hook
+        if sys.unraisablehook == self._unraisable:
+            sys.unraisablehook = self.hook
 
     def filter(self, record: logging.LogRecord) -> bool:
         frames = traceback.extract_tb(record.exc_info[2]) if record.exc_info else []
-        return not any("orbax" in Path(name).parts for name in (record.pathname, *(f.filename for f in frames)))
+        of_orbax = any("orbax" in Path(name).parts for name in (record.pathname, *(f.filename for f in frames)))
+        return not of_orbax and self.folder not in record.getMessage()  # asyncio tells of a write by its error alone
 
-    def _excepthook(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    def _unraisable(self, found: "sys.UnraisableHookArgs") -> None:
         # Where one write fails, orbax closes its loop, and each of the others that ends later would tell of that.
-        if str(error) != "Event loop is closed":
-            self.hook(kind, error, trace)
+        if str(found.exc_value) != "Event loop is closed":
+            self.hook(found)
 
 
 def _items(state: TrainState) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What a run writes down about itself: metrics.jsonl, TensorBoard events, and a picture of the curves."""
 
+import contextlib
 import gc
 import json
 import math
@@ -13,9 +14,9 @@ import numpy as np
 from matplotlib.figure import Figure  # unlike pyplot it leaves no global state
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import EngFormatter, ScalarFormatter
-from tensorboardX import SummaryWriter
 
 from jaxformer import distributed
+from jaxformer.train.events import Events
 
 FILE, PICTURE, EVENTS = "metrics.jsonl", "curves.png", "tensorboard"
 PARTS = ("rollout", "reward", "learning")
@@ -40,7 +41,7 @@ class MetricsLog:
         self._first = 0
         self._shown: dict[bool, _Spread] = {}
         self._file: TextIO | None = None
-        self._events: SummaryWriter | None = None
+        self._events: Events | None = None
 
     def write(self, step: int, values: Mapping[str, float], time: Mapping[str, float]) -> None:
         """Append one line, and the values to the TensorBoard events; floats are written to the last bit."""
@@ -54,7 +55,7 @@ class MetricsLog:
         self._show(line)
         for name, value in values.items():
             if math.isfinite(value):
-                self._board().add_scalar(name, float(value), step)
+                self._board().add(step, name, float(value))
 
     def sync(self) -> None:
         """Return when all lines are on the disk: until then a power cut, though no kill, may take them."""
@@ -94,11 +95,12 @@ class MetricsLog:
 
     def close(self) -> None:
         """Close the files; the next `write` opens them again."""
-        if self._file is not None:
-            self._file.close()
-        if self._events is not None:
-            self._events.close()
-        self._file = self._events = None
+        with contextlib.ExitStack() as both:  # the one though the other fails
+            if self._file is not None:
+                both.callback(self._file.close)
+            if self._events is not None:
+                both.callback(self._events.close)
+            self._file = self._events = None
 
     def __enter__(self) -> Self:
         return self
@@ -112,14 +114,9 @@ class MetricsLog:
         """What a step says and what an evaluation says are spread each for itself."""
         self._shown.setdefault(bool(line["time"]), _Spread()).add(line)
 
-    def _board(self) -> SummaryWriter:
+    def _board(self) -> Events:
         if self._events is None:
-            # It names files by the second and writes over one of the same name. With the suffix, that can
-            # only be one that began at the same step, which purge_step hides anyway.
-            suffix = f".{self._first}"
-            self._events = SummaryWriter(
-                str(self.folder / EVENTS), purge_step=self._first, flush_secs=10, filename_suffix=suffix
-            )
+            self._events = Events(self.folder / EVENTS, self._first)
         return self._events
 
 

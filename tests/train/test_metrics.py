@@ -2,6 +2,7 @@ import json
 import math
 import os
 import struct
+import threading
 
 import numpy as np
 import pytest
@@ -175,6 +176,29 @@ def test_an_error_loses_no_event_of_tensorboard(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fails()
     assert scalars(tmp_path) == {"loss": {1: 1.0, 2: 2.0, 3: 3.0}}
+
+
+def test_events_are_written_where_they_are_told_of_and_a_write_that_fails_is_heard_of(tmp_path, monkeypatch):
+    def full(self, data):
+        raise OSError("No space left on device")
+
+    threads = threading.active_count()
+    with MetricsLog(tmp_path) as log:
+        log.write(1, {"loss": 1.0}, {})
+        assert threading.active_count() == threads
+        with monkeypatch.context() as patched:
+            patched.setattr("tensorboardX.record_writer.RecordWriter.write", full)
+            with pytest.raises(OSError, match="No space left"):
+                log.write(2, {"loss": 2.0}, {})
+    assert scalars(tmp_path) == {"loss": {1: 1.0}}
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]
+
+
+def test_events_reach_the_disk_while_the_run_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxformer.train.events.SECONDS", 0.0)
+    with MetricsLog(tmp_path) as log:
+        log.write(1, {"loss": 1.0}, {})
+        assert scalars(tmp_path) == {"loss": {1: 1.0}}
 
 
 def test_values_that_are_not_finite_do_not_spoil_the_picture(tmp_path):
