@@ -25,7 +25,7 @@ FLOORS = (
     {"weights", "train", "generation"},
     {"objective"},
     {"source", "constrain", "stream_text", "conversation", "tasks", "align", "inspect"},
-    {"pipelines", "experiment", "machine", "verify", "testing", "harness"},
+    {"pipelines", "experiment", "machine", "verify", "testing", "harness", "drawing"},
     {"starting", "humaneval"},
     {"feed", "stepping"},
     {"evaluating"},

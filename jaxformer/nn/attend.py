@@ -7,7 +7,7 @@ They agree to rounding: softmax in float32; a query that sees nothing gets zeros
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxformer.nn.axes import partition, shards
 from jaxformer.nn.visibility import Visibility
+from jaxformer.nn.weigh import Terms, softmax, zero_the_blind
 
 
 @dataclass(frozen=True)
@@ -49,15 +50,6 @@ class Request:
         return (
             self.valid or self.segments or self.prefix or self.start or (self.window is not None and not self.causal)
         )
-
-
-class Terms(NamedTuple):
-    """All that shapes the scores besides queries and keys: the further arguments of `attend`."""
-
-    visibility: Visibility
-    scale: float
-    softcap: float | None = None
-    bias_HTS: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -174,45 +166,12 @@ def _check_shapes(q_BTHC: Array, k_BSKC: Array, v_BSKC: Array, bias_HTS: Array |
         raise ValueError(f"attend: expected a bias of shape {(heads, queries, keys)}, got {bias_HTS.shape}")
 
 
-def _zero_the_blind(out_BTHC: Array, visibility: Visibility, keys: int) -> Array:
-    """Zeros where a query sees nothing: a kernel leaves the mean of the values there."""
-    sighted_BT = visibility.sighted(out_BTHC.shape[1], keys)
-    return (
-        out_BTHC
-        if sighted_BT is None
-        else jnp.where(sighted_BT[:, :, None, None], out_BTHC, jnp.zeros_like(out_BTHC))
-    )
-
-
 def _run_einsum(q_BTHC: Array, k_BSKC: Array, v_BSKC: Array, terms: Terms) -> Array:
-    # Heads come first, and the G queries of a key head side by side: both products are plain batched matrix
-    # products. The transposes of keys that lie as [B, K, S, C] already, as a cache may have them, cancel. The length
-    # stands first in N = T * G: where it is split over devices, so is N.
-    visibility, scale, softcap, bias_HTS = terms
-    B, T, H, C = q_BTHC.shape
-    S, K = k_BSKC.shape[1:3]
-    G = H // K
-    q_BKNC = (
-        (q_BTHC * jnp.asarray(scale, q_BTHC.dtype))
-        .reshape(B, T, K, G, C)
-        .transpose(0, 2, 1, 3, 4)
-        .reshape(B, K, T * G, C)
-    )
-    k_BKSC, v_BKSC = k_BSKC.transpose(0, 2, 1, 3), v_BSKC.transpose(0, 2, 1, 3)
-    scores_BKNS = jnp.einsum("BKNC,BKSC->BKNS", q_BKNC, k_BKSC, preferred_element_type=jnp.float32)
-    scores_BKTGS = scores_BKNS.reshape(B, K, T, G, S)
-    if softcap is not None:
-        scores_BKTGS = softcap * jnp.tanh(scores_BKTGS / softcap)
-    if bias_HTS is not None:
-        scores_BKTGS += bias_HTS.astype(jnp.float32).reshape(1, K, G, T, S).swapaxes(2, 3)
-    if not visibility.sees_all:
-        # The least finite number rather than -inf: a row of them has a softmax, and a gradient.
-        seen_BTS = visibility.dense(T, S)
-        scores_BKTGS = jnp.where(seen_BTS[:, None, :, None], scores_BKTGS, jnp.finfo(jnp.float32).min)
-    weights_BKNS = jax.nn.softmax(scores_BKTGS, axis=-1).astype(v_BKSC.dtype).reshape(B, K, T * G, S)
-    out_BKNC = jnp.einsum("BKNS,BKSC->BKNC", weights_BKNS, v_BKSC)
-    out_BTHC = out_BKNC.reshape(B, K, T, G, C).transpose(0, 2, 1, 3, 4).reshape(B, T, H, C)
-    return _zero_the_blind(out_BTHC, visibility, S)
+    (B, T, H, C), (S, K) = q_BTHC.shape, k_BSKC.shape[1:3]
+    weights_BKTGS = softmax(q_BTHC, k_BSKC, terms).astype(v_BSKC.dtype)
+    out_BKNC = jnp.einsum("BKNS,BKSC->BKNC", weights_BKTGS.reshape(B, K, -1, S), v_BSKC.transpose(0, 2, 1, 3))
+    out_BTHC = out_BKNC.reshape(B, K, T, H // K, C).transpose(0, 2, 1, 3, 4).reshape(B, T, H, C)
+    return zero_the_blind(out_BTHC, terms.visibility, S)
 
 
 def _why_not_xla(request: Request) -> str | None:
@@ -231,7 +190,7 @@ def _run_xla(q_BTHC: Array, k_BSKC: Array, v_BSKC: Array, terms: Terms) -> Array
     mask = None if visibility.sees_all else visibility.dense(queries, keys)[:, None]
     bias = None if bias_HTS is None else bias_HTS[None]
     out_BTHC = jax.nn.dot_product_attention(q_BTHC, k_BSKC, v_BSKC, bias, mask, scale=scale, implementation="xla")
-    return _zero_the_blind(out_BTHC, visibility, keys)
+    return zero_the_blind(out_BTHC, visibility, keys)
 
 
 def _why_not_cudnn(request: Request) -> str | None:
@@ -273,7 +232,7 @@ def _run_cudnn(q_BTHC: Array, k_BSKC: Array, v_BSKC: Array, terms: Terms) -> Arr
         local_window_size=(visibility.window - 1, 0) if causal and visibility.window is not None else None,
         implementation="cudnn",
     )
-    return _zero_the_blind(out_BTHC, visibility, keys)
+    return zero_the_blind(out_BTHC, visibility, keys)
 
 
 def _why_not_splash(request: Request) -> str | None:
@@ -335,7 +294,7 @@ def _run_splash(q_BTHC: Array, k_BSKC: Array, v_BSKC: Array, terms: Terms, inter
         specs = (of_kernel, spec_q, spec_k, spec_k, of_ids)
         local = jax.shard_map(local, in_specs=specs, out_specs=spec_q, check_vma=False)
     out_BTHC = local(kernel, q_BTHC * jnp.asarray(scale, q_BTHC.dtype), k_BSKC, v_BSKC, ids)
-    return _zero_the_blind(out_BTHC.astype(q_BTHC.dtype), visibility, keys)
+    return zero_the_blind(out_BTHC.astype(q_BTHC.dtype), visibility, keys)
 
 
 def _segment_ids(

@@ -16,7 +16,9 @@ from jaxformer.nn.cache import LayerCache, slots_of
 from jaxformer.nn.linear import Linear
 from jaxformer.nn.norm import Norm
 from jaxformer.nn.positions import Rotation, rotate
+from jaxformer.nn.taps import tap, watched
 from jaxformer.nn.visibility import Visibility
+from jaxformer.nn.weigh import probabilities, weighted
 
 
 @struct.dataclass
@@ -75,12 +77,14 @@ class Attention(nn.Module):
         q_BTHC = self._normed("query", constrain(query(x_BTD), ("batch", "length", "heads", "head_dim")))
         if view.rotation is not None:
             q_BTHC = rotate(q_BTHC, view.rotation)
+        q_BTHC = tap(self, "query", q_BTHC)
         source_BSD = view.memory_BSD if self.cross else x_BTD
         if source_BSD is not None:
             k_BSKC = self._normed("key", constrain(key(source_BSD), ("batch", "length", "kv_heads", "head_dim")))
             v_BSKC = constrain(value(source_BSD), ("batch", "length", "kv_heads", "head_dim"))
             if view.rotation is not None:
                 k_BSKC = rotate(k_BSKC, view.rotation)
+            k_BSKC, v_BSKC = tap(self, "key", k_BSKC), tap(self, "value", v_BSKC)
             # Made where their tokens are, and only then gathered for everybody's queries.
             k_BSKC, v_BSKC = (constrain(x, ("batch", "keys", "kv_heads", "head_dim")) for x in (k_BSKC, v_BSKC))
             if cache is not None:
@@ -89,18 +93,15 @@ class Attention(nn.Module):
                 cache = cache.write(k_BSKC, v_BSKC, 0 if self.cross else seen.start, layer, valid_BR)
         if cache is not None:
             k_BSKC, v_BSKC = cache.read(layer)
-        out_BTHC = attend(
-            q_BTHC,
-            k_BSKC,
-            v_BSKC,
-            view.visibility,
-            scale=scale,
-            softcap=c.softcap,
-            bias_HTS=view.bias_HTS,
-            kernel=view.kernel,
-        )
+        terms: dict[str, Any] = {"scale": scale, "softcap": c.softcap, "bias_HTS": view.bias_HTS}
+        if watched(self, "probabilities"):  # which a kernel need not lay down
+            p_BHTS = probabilities(q_BTHC, k_BSKC, view.visibility, **terms)
+            out_BTHC = weighted(tap(self, "probabilities", p_BHTS), v_BSKC)
+        else:
+            out_BTHC = attend(q_BTHC, k_BSKC, v_BSKC, view.visibility, kernel=view.kernel, **terms)
+        out_BTHC = tap(self, "heads", constrain(out_BTHC, ("batch", "length", "heads", "head_dim")))
         out = Linear((c.heads, c.head_dim), (width,), "out" in c.bias, name="out")
-        return out(constrain(out_BTHC, ("batch", "length", "heads", "head_dim"))), cache
+        return out(out_BTHC), cache
 
     def _normed(self, name: str, x_BTHC: Array) -> Array:
         norm = self.config.qk_norm

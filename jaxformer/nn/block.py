@@ -14,6 +14,7 @@ from jaxformer.nn.cache import LayerCache
 from jaxformer.nn.experts import Aux, Experts
 from jaxformer.nn.mlp import Mlp
 from jaxformer.nn.norm import Norm
+from jaxformer.nn.taps import tap
 
 
 @struct.dataclass
@@ -46,13 +47,14 @@ class Block(nn.Module):
             h_BTD = Norm(c.norm, name="attention_norm")(x_BTD)
             a_BTD, own = attention(h_BTD, view, memory.attention, layer)
             m_BTD, aux = feed(h_BTD)
-            return self._add(x_BTD, a_BTD + m_BTD), Memory(own, crossed), aux
+            y_BTD = tap(self, "attention_output", a_BTD) + tap(self, "mlp_output", m_BTD)
+            return tap(self, "residual", self._add(x_BTD, y_BTD)), Memory(own, crossed), aux
         x_BTD, own = self._residual("attention", x_BTD, lambda h: attention(h, view, memory.attention, layer))
         if c.cross is not None:
             cross = Attention(c.cross, cross=True, name="cross")
             x_BTD, crossed = self._residual("cross", x_BTD, lambda h: cross(h, cross_view, memory.cross, layer))
         x_BTD, aux = self._residual("mlp", x_BTD, feed)
-        return x_BTD, Memory(own, crossed), aux
+        return tap(self, "residual", x_BTD), Memory(own, crossed), aux
 
     def _residual(self, name: str, x_BTD: Array, sublayer: Callable[[Array], tuple[Array, Any]]) -> tuple[Array, Any]:
         """The sum of x and a sublayer of it, with the norms where they stand; and what else the sublayer gives."""
@@ -60,7 +62,7 @@ class Block(nn.Module):
         y_BTD, kept = sublayer(Norm(c.norm, name=f"{name}_norm")(x_BTD) if c.norms in ("pre", "sandwich") else x_BTD)
         if c.norms in ("sandwich", "branch"):
             y_BTD = Norm(c.norm, name=f"{name}_post_norm")(y_BTD)
-        x_BTD = self._add(x_BTD, y_BTD)
+        x_BTD = self._add(x_BTD, tap(self, f"{name}_output", y_BTD))
         return Norm(c.norm, name=f"{name}_norm")(x_BTD) if c.norms == "post" else x_BTD, kept
 
     def _add(self, x_BTD: Array, y_BTD: Array) -> Array:

@@ -16,6 +16,7 @@ from jaxformer.config import ExpertsConfig
 from jaxformer.nn.axes import by_tokens, partition, split_axes
 from jaxformer.nn.linear import GroupedKernel, Kernel, Linear, grouped
 from jaxformer.nn.mlp import ACTIVATIONS
+from jaxformer.nn.taps import tap
 
 
 @struct.dataclass
@@ -49,7 +50,7 @@ class Experts(nn.Module):
         c, width = self.config, x_BTD.shape[-1]
         with jax.default_matmul_precision("highest"):  # ranks among near equals hang on the last bits
             logits_BTE = Linear((width,), (c.experts,), name="router")(x_BTD.astype(jnp.float32))
-        probabilities_BTE = jax.nn.softmax(logits_BTE)
+        probabilities_BTE = tap(self, "router", jax.nn.softmax(logits_BTE))
         ranked = lambda probabilities, _: (jax.lax.top_k(probabilities, c.top_k), ())
         (weights_BTK, chosen_BTK), _ = by_tokens(ranked, probabilities_BTE, ())
         if c.normalize:

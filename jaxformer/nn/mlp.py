@@ -10,6 +10,7 @@ from jax import Array
 from jaxformer.config import MlpConfig
 from jaxformer.nn.axes import constrain
 from jaxformer.nn.linear import Linear
+from jaxformer.nn.taps import tap
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
@@ -34,5 +35,5 @@ class Mlp(nn.Module):
         h_BTF = ACTIVATIONS[c.activation](widen(name="gate" if c.gated else "up")(x_BTD))
         if c.gated:
             h_BTF *= widen(name="up")(x_BTD)
-        h_BTF = constrain(h_BTF, ("batch", "length", "mlp"))
+        h_BTF = tap(self, "activations", constrain(h_BTF, ("batch", "length", "mlp")))
         return Linear((c.width,), (width,), c.bias, name="down")(h_BTF)

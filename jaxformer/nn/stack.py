@@ -18,6 +18,7 @@ from jaxformer.nn.experts import Aux
 from jaxformer.nn.linear import PRODUCT, Embed, Linear
 from jaxformer.nn.norm import Norm
 from jaxformer.nn.positions import alibi, relative_bias, rotation, sinusoid
+from jaxformer.nn.taps import EDITS, TAPS, tap
 
 Remat = Literal["none", "dots", "full"]
 POLICIES = {"dots": jax.checkpoint_policies.save_only_these_names(PRODUCT), "full": None}
@@ -51,7 +52,7 @@ class Stack(nn.Module):
     ) -> tuple[Array, Memory, Aux | None]:
         """Return ([B, T, D], the caches with the new keys and values, sums over the routers)."""
         c = self.config
-        x_BTD = self._input(x_BTE, positions_BT, types_BT, deterministic)
+        x_BTD = tap(self, "embedded", self._input(x_BTE, positions_BT, types_BT, deterministic))
         view = dataclasses.replace(view, bias_HTS=self._bias(x_BTD.shape[1], view, memory))
         if self.is_initializing():
             first = dataclasses.replace(view, bias_HTS=None)
@@ -60,11 +61,15 @@ class Stack(nn.Module):
                 functools.partial(self._init_blocks, x_BTD[:, :1], positions_BT[:, :1], first, cross_view),
             )
         blocks = {name: held["blocks"] for name, held in self.variables.items() if "blocks" in held}
+        edits = blocks.pop(EDITS, {})
+        taps = () if self.is_initializing() else tuple(name for name in TAPS if self.is_mutable_collection(name))
         key = None if deterministic else self.make_rng("dropout")
         views = self._views(positions_BT, view, memory)
-        layer = functools.partial(self._layer, views=views, cross_view=cross_view, key=key)
+        layer = functools.partial(self._layer, views=views, cross_view=cross_view, key=key, taps=taps)
         run = _loop if isinstance(blocks["params"], list) else functools.partial(_scan, unroll=self.unroll)
-        x_BTD, memory, aux = run(_remat(layer, self.remat), blocks, x_BTD, memory, c)
+        x_BTD, memory, aux, seen = run(_remat(layer, self.remat), blocks, edits, x_BTD, memory, c)
+        for name, of_blocks in seen.items():
+            self.put_variable(name, "blocks", of_blocks)
         # What comes behind may be split over its width; left free, all layers would pass that on to each other.
         x_BTD = constrain(x_BTD, ("batch", "length", "width"))
         return x_BTD if c.final_norm is None else Norm(c.final_norm, name="norm")(x_BTD), memory, aux
@@ -145,11 +150,18 @@ class Stack(nn.Module):
         views: list[View],
         cross_view: View | None,
         key: Array | None,
-    ) -> tuple[Array, Memory, Aux | None]:
-        """Block `index`, the pattern's `place`-th; `slot` is its layer in its stack of caches."""
+        taps: tuple[str, ...],
+    ) -> tuple[Array, Memory, Aux | None, dict[str, Any]]:
+        """Block `index`, the pattern's `place`-th; `slot` is its layer in its stack of caches.
+
+        Comes with {name: what passed in the block} of the `taps`.
+        """
         block = Block(self.config.pattern[place], deterministic=key is None, parent=None)
         rngs = None if key is None else {"dropout": jax.random.fold_in(key, index)}
-        return block.apply(variables, x_BTD, views[place], cross_view, memory, slot, rngs=rngs)  # type: ignore[return-value]
+        given = (x_BTD, views[place], cross_view, memory, slot)
+        done: Any = block.apply(variables, *given, rngs=rngs, mutable=taps or False)
+        (x_BTD, memory, aux), seen = done if taps else (done, {})
+        return x_BTD, memory, aux, seen
 
     def _init_blocks(self, x_BTD: Array, positions_BT: Array, view: View, cross_view: View | None, key: Array) -> Any:
         """Independent draws of the block; what writes to the residual stream is scaled by (2L) ** -0.5.
@@ -171,46 +183,64 @@ def _remat(layer: Any, remat: Remat) -> Any:
     return jax.checkpoint(layer, prevent_cse=False, policy=POLICIES[remat], static_argnums=(5,))
 
 
-def _scan(layer: Any, blocks: Any, x_BTD: Array, memory: Memory, c: StackConfig, unroll: int) -> Any:
+def _scan(layer: Any, blocks: Any, edits: Any, x_BTD: Array, memory: Memory, c: StackConfig, unroll: int) -> Any:
     """Walk the pattern over stacked leaves, then what is left of it; caches ride in the carry, updated in place."""
     shared, period = c.layers // c.leading, len(c.pattern)
     parted = isinstance(memory.attention, list)
     aux = Aux.zero() if _routed(c) else None
 
-    def one(carry: Any, leaves: Any, index: Array | int, place: int) -> Any:
+    def one(carry: Any, leaves: Any, edit: Any, index: Array | int, place: int) -> Any:
         x_BTD, memory, aux = carry
         slot = index // period if parted else index
-        x_BTD, own, new = layer(leaves, x_BTD, _own(memory, place), slot, index, place)
-        return x_BTD, _kept(memory, place, own), jax.tree.map(jnp.add, aux, new)
+        x_BTD, own, new, seen = layer(_edited(leaves, edit), x_BTD, _own(memory, place), slot, index, place)
+        return (x_BTD, _kept(memory, place, own), jax.tree.map(jnp.add, aux, new)), seen
 
-    def body(carry: Any, group: tuple[Any, Array]) -> tuple[Any, None]:
-        leaves, first = group
+    def body(carry: Any, group: tuple[Any, Any, Array]) -> tuple[Any, Any]:
+        leaves, edits, first = group
         if shared > 1:
-            return jax.lax.scan(lambda c, i: (one(c, leaves, first + i, 0), None), carry, jnp.arange(shared))[0], None
+            again = lambda carry, own: one(carry, leaves, own[1], first + own[0], 0)
+            return jax.lax.scan(again, carry, (jnp.arange(shared), edits))
+        seen = []
         for place in range(period):
-            carry = one(carry, _at(leaves, place) if period > 1 else leaves, first + place, place)
-        return carry, None
+            of_place = _at(leaves, place) if period > 1 else leaves
+            carry, own = one(carry, of_place, _at(edits, place), first + place, place)
+            seen.append(own)
+        return carry, _stacked(seen)
 
     whole = c.leading - c.leading % period
     walked = jax.tree.map(lambda leaf: leaf[:whole] if whole < c.leading else leaf, blocks)
     if period > 1:
         walked = jax.tree.map(lambda leaf: leaf.reshape(whole // period, period, *leaf.shape[1:]), walked)
     steps = jnp.arange(0, whole, period) * shared
-    carry, _ = jax.lax.scan(body, (x_BTD, memory, aux), (walked, steps), unroll=max(1, min(unroll, len(steps))))
+    grouped = jax.tree.map(lambda leaf: leaf[: whole * shared].reshape(len(steps), -1, *leaf.shape[1:]), edits)
+    unroll = max(1, min(unroll, len(steps)))
+    carry, seen = jax.lax.scan(body, (x_BTD, memory, aux), (walked, grouped, steps), unroll=unroll)
+    seen = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), seen)
     for index in range(whole, c.leading):
-        carry = one(carry, _at(blocks, index), jnp.asarray(index), index % period)
-    return carry
+        carry, own = one(carry, _at(blocks, index), _at(edits, index), jnp.asarray(index), index % period)
+        seen = jax.tree.map(lambda leaf, last: jnp.concatenate([leaf, last[None]]), seen, own)
+    return *carry, seen
 
 
-def _loop(layer: Any, blocks: Any, x_BTD: Array, memory: Memory, c: StackConfig) -> Any:
+def _loop(layer: Any, blocks: Any, edits: Any, x_BTD: Array, memory: Memory, c: StackConfig) -> Any:
     """Walk over one dict of parameters, and one cache, a layer: never sliced inside a decoding loop."""
-    aux = Aux.zero() if _routed(c) else None
+    aux, seen = Aux.zero() if _routed(c) else None, []
     for index in range(c.layers):
         one = {name: held[index * c.leading // c.layers] for name, held in blocks.items()}
-        x_BTD, own, new = layer(one, x_BTD, _own(memory, index), None, index, index % len(c.pattern))
+        one = _edited(one, _at(edits, index))
+        x_BTD, own, new, passed = layer(one, x_BTD, _own(memory, index), None, index, index % len(c.pattern))
         aux = jax.tree.map(jnp.add, aux, new)
         memory = _kept(memory, index, own)
-    return x_BTD, memory, aux
+        seen.append(passed)
+    return x_BTD, memory, aux, _stacked(seen)
+
+
+def _edited(variables: dict[str, Any], edits: Any) -> dict[str, Any]:
+    return variables | {EDITS: edits} if edits else variables
+
+
+def _stacked(each: list[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
 
 
 def _own(memory: Memory, index: int) -> Memory:
