@@ -271,7 +271,11 @@ def _filled(
     """The parameters; heads that no tensor fills are drawn, and it is logged."""
     source, head, dtype, mesh = asked
     shapes = _shapes(model, dtype, mesh)
-    planned = convert.plan(rows, shapes, tensors, dtype=dtype, heads=None if head is None else heads, **names)
+    heads = None if head is None else heads
+    try:
+        planned = convert.plan(rows, shapes, tensors, dtype=dtype, heads=heads, **names)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
     for what, found in (("drawn anew", planned.fresh), ("dropped", planned.dropped)):
         if found:
             logger.warning("%s, head=%r: %s: %s", source, head, what, ", ".join(found))

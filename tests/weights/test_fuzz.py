@@ -1,12 +1,14 @@
 """Damaged checkpoints, with the tools of benchmarks/fuzz.py: a clear error, or other numbers."""
 
 import importlib.util
+import shutil
 from math import prod
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import jaxformer
 from jaxformer.weights import hub
 
 FILE = Path(__file__).parents[2] / "benchmarks" / "fuzz.py"
@@ -53,3 +55,13 @@ def test_what_escapes_is_seen(folders):
     assert fuzz.outcome(lambda folder: 1 / 0, folders[0])[0] == "escaped"
     assert fuzz.outcome(hang, folders[0])[0] == "escaped"
     assert fuzz.outcome(read, folders[0] / "nowhere")[0] == "refused"
+
+
+def test_tensors_that_do_not_fit_are_refused_by_the_name_of_their_folder(folders, tmp_path):
+    folder = tmp_path / "mine"
+    shutil.copytree(folders[0], folder)
+    values = fuzz.tensors()
+    values["transformer.ln_g.bias"] = values.pop("transformer.ln_f.bias")
+    fuzz.write_safetensors(folder / "model.safetensors", values)
+    with pytest.raises(ValueError, match=r"mine: these tensors do not fit(?s:.*)ln_g\.bias: unknown"):
+        jaxformer.from_pretrained(folder)
