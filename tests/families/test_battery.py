@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 from jaxformer import families, sharding, source, testing
 from jaxformer.config import Card
 from jaxformer.generation.decode import generate
+from jaxformer.inspect.taps import look
 from jaxformer.nn.model import Model
 from jaxformer.weights import convert
 
@@ -296,3 +297,26 @@ def test_the_reference_opens_what_is_published_from_scratch(name, tmp_path):
 def loaded_like(config):
     """Parameters of this architecture, every one drawn at random."""
     return testing.randomized(sharding.abstract_params(Model(config)), jax.random.key(0))
+
+
+ATTENTIONS = {
+    "encoder/blocks/attention": ("encoder_attentions", "attentions"),
+    "decoder/blocks/attention": ("decoder_attentions", "attentions"),
+    "decoder/blocks/cross": ("cross_attentions",),
+}
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bert", "albert", "t5", "bart", "gemma3", "qwen3", "bloom"])
+def test_attention_probabilities_are_those_of_the_reference(name, published):
+    import torch
+
+    (model, params), (theirs, ours) = loaded(published(name)), examples(name, False)
+    given = {key: torch.tensor(value) for key, value in theirs.items()}
+    expected = reference(name)(**given, output_attentions=True)
+    with jax.default_matmul_precision("highest"):
+        tokens = [ours.pop(key) for key in ("tokens", "decoder_tokens") if key in ours]
+        _, found = look(model, params, *tokens, taps=["**/probabilities"], **ours)
+    assert len(found) == (3 if len(tokens) > 1 else 1)
+    for path, p_LBHTS in found.items():
+        (layers,) = [expected[key] for key in ATTENTIONS[path.removesuffix("/probabilities")] if expected.get(key)]
+        np.testing.assert_allclose(p_LBHTS, np.stack([layer.detach().numpy() for layer in layers]), rtol=0, atol=1e-5)

@@ -123,7 +123,7 @@ def test_probabilities_can_be_changed_and_the_change_is_seen(seen):
 
 
 @pytest.mark.parametrize("how", [{"unroll": 2}, {"remat": "full"}, {"listed": True}])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["windowed", "sandwich", "experts", "shared", "relative"])
 def test_it_is_the_same_however_the_blocks_run(name, how):
     model, params, tokens, given = drawn(name)
     where = jnp.arange(getattr(model.config, last(model)).layers) % 2 == 1
