@@ -37,6 +37,8 @@ class Tie:
     probability: float
     uniform: float
     """What it were, if the query looked at all that it sees alike."""
+    others: float
+    """The mean of what the other words give this key, those that see it; a head may look at it from everywhere."""
     rank: int
     """1 where the query looks at nothing more than at this key, special tokens included."""
 
@@ -90,10 +92,12 @@ def ties(of: AttentionMap, query: str | int, key: str | int) -> list[Tie]:
     """
     of = by_words(of)
     t, s = _place(of.queries, query, "query"), _place(of.keys, key, "key")
+    sees = (of.uniform[:, :, s] > 0) & (np.arange(len(of.queries)) != t)
+    others_LH = np.einsum("LHT,LT->LH", of.probabilities[..., s], sees) / np.maximum(sees.sum(-1), 1)[:, None]
     found = [
-        Tie(layer, head, float(row[s]), float(of.uniform[layer, t, s]), 1 + int((row > row[s]).sum()))
-        for layer, heads in enumerate(of.probabilities[:, :, t])
-        for head, row in enumerate(heads)
+        Tie(layer, head, float(row[s]), float(of.uniform[layer, t, s]), float(others), 1 + int((row > row[s]).sum()))
+        for layer, (heads, means) in enumerate(zip(of.probabilities[:, :, t], others_LH, strict=True))
+        for head, (row, others) in enumerate(zip(heads, means, strict=True))
     ]
     return sorted(found, key=lambda tie: -tie.probability)
 
