@@ -48,7 +48,7 @@ def test_each_path_counts_exactly_once_and_what_is_wrong_is_said_with_all_of_it(
         norms(params, ["embed/**", "**/embedding"])
     with pytest.raises(ValueError, match="heads/nothing describes nothing"):
         norms(params, ["**", "heads/nothing"])
-    with pytest.raises(ValueError, match="blocks/.* mixes") as told:
+    with pytest.raises(ValueError, match=r"blocks/.* mixes") as told:
         norms(params, ["**/blocks/**", "{embed,*/norm,*/relative}/**"], by_layer=True)
     assert str(told.value).count("mixes") == 1
 
