@@ -5,12 +5,15 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from jaxformer.drawing.page import page
 from jaxformer.inspect.embeddings import visible
 
 FEW = 60
 """Points that a figure names all of."""
+PLACES = tuple((x, y) for y in (0, 8, -8, 16, -16, 24, -24) for x in (5, -5))
+"""Where a label may stand beside its point."""
 STYLE = """
 body { margin-bottom: 0; }
 #view { position: relative; height: calc(100vh - 9rem); min-height: 20rem; border: 1px solid var(--line);
@@ -32,11 +35,12 @@ const hue = group => `hsl(${(group * 137.5 + 210) % 360} 65% 50%)`;
 const low = [0, 1, 2].map(k => points.reduce((most, p) => Math.min(most, p[k] ?? 0), Infinity));
 const high = [0, 1, 2].map(k => points.reduce((most, p) => Math.max(most, p[k] ?? 0), -Infinity));
 const middle = low.map((x, k) => (x + high[k]) / 2), lower = labels.map(each => each.toLowerCase());
-const extent = Math.max(...high.map((x, k) => x - low[k])) || 1;
+const spans = high.map((x, k) => x - low[k] || 1e-9), longest = Math.max(...spans);
 let zoom, shift, turn, places = [], hits = new Set(), over = -1, drag = null;
 
 function project() {
-  const size = zoom * .9 * Math.min(canvas.clientWidth, canvas.clientHeight) / extent;
+  const fits = k => solid ? longest : spans[k];  // a turned one may stand on any of its corners
+  const size = zoom * .88 * Math.min(canvas.clientWidth / fits(0), canvas.clientHeight / fits(1));
   const [s, c] = [Math.sin(turn[0]), Math.cos(turn[0])], [u, v] = [Math.sin(turn[1]), Math.cos(turn[1])];
   places = points.map(p => {
     const [x, y, z] = middle.map((m, k) => (p[k] ?? 0) - (p.length > k ? m : 0));
@@ -60,8 +64,14 @@ function draw() {
   pen.font = "12px system-ui, sans-serif"; pen.textBaseline = "middle";
   const named = hits.size ? [...hits] : points.length <= NAMED ? points.map((_, i) => i) : [];
   for (const i of hits) dot(i, radius + 1.5, groups ? hue(groups[i]) : accent);
-  for (const i of named.slice(0, NAMED)) {
-    pen.fillStyle = ink; pen.fillText(labels[i], places[i][0] + radius + 4, places[i][1]);
+  pen.fillStyle = ink;
+  const taken = hits.size ? [] : named.map(i => [places[i][0] - 3, places[i][1], 6]);
+  for (const i of named.slice(0, NAMED)) {  // beside its point, or a line or two higher or lower, or not at all
+    const wide = pen.measureText(labels[i]).width, aside = radius + 4;
+    const free = ([x, y]) => taken.every(([a, b, w]) => x > a + w || a > x + wide || Math.abs(b - y) > 12);
+    const around = [0, 13, -13, 26, -26].flatMap(by => [[aside, by], [-aside - wide, by]]);
+    const place = around.map(by => by.map((d, k) => places[i][k] + d)).find(free);
+    if (place) { taken.push([...place, wide]); pen.fillText(labels[i], ...place); }
   }
   if (over >= 0) dot(over, radius + 3, ink);
 }
@@ -84,9 +94,9 @@ function search() {
   const wanted = get("search").value.toLowerCase();
   hits = new Set(wanted ? lower.flatMap((label, i) => label.includes(wanted) ? [i] : []) : []);
   get("found").textContent = wanted ? `${hits.size} of ${labels.length}` : `${labels.length} points`;
-  over = -1; tip.hidden = true;
-  draw();
+  leave();
 }
+function leave() { over = -1; tip.hidden = true; draw(); }
 function reset() { [zoom, shift, turn] = [1, [0, 0], [0, 0]]; draw(); }
 canvas.onpointerdown = event => { drag = [event.offsetX, event.offsetY]; canvas.setPointerCapture(event.pointerId); };
 canvas.onpointerup = canvas.onpointercancel = () => drag = null;
@@ -97,18 +107,18 @@ canvas.onpointermove = event => {
     if (solid && !event.shiftKey) turn = [turn[0] + a / 150, turn[1] + b / 150];
     else shift = [shift[0] + a, shift[1] + b];
     drag = [x, y];
-    draw();
+    leave();
   } else point(x, y);
 };
-canvas.onpointerleave = () => { over = -1; tip.hidden = true; draw(); };
+canvas.onpointerleave = leave;
 canvas.onwheel = event => {
   event.preventDefault();
   const by = Math.exp(-event.deltaY / 500), half = [canvas.clientWidth / 2, canvas.clientHeight / 2];
   shift = [event.offsetX, event.offsetY].map((at, k) => at - half[k] - (at - half[k] - shift[k]) * by);
   zoom *= by;
-  draw();
+  draw(); point(event.offsetX, event.offsetY);
 };
-get("reset").onclick = reset; get("search").oninput = search; onresize = draw;
+get("reset").onclick = reset; get("search").oninput = search; onresize = leave;
 matchMedia("(prefers-color-scheme: dark)").onchange = draw;
 for (const [group, name] of (names ?? []).entries()) {
   const item = document.createElement("span"), mark = document.createElement("i");
@@ -153,21 +163,39 @@ def scatter(
     for name in dict.fromkeys(of_group):
         some = x_NK[[own == name for own in of_group]]
         axes.scatter(*some.T, s=18 if len(labels) <= FEW else 6, alpha=0.8, linewidths=0, label=visible(name))
-    named = (range(len(labels)) if len(labels) <= FEW else ()) if named is None else named
-    for i in named:
-        kwargs = {} if x_NK.shape[1] == 3 else {"xytext": (4, 2), "textcoords": "offset points"}
-        write = axes.text if x_NK.shape[1] == 3 else axes.annotate
-        place = (*x_NK[i], visible(labels[i])) if x_NK.shape[1] == 3 else (visible(labels[i]), x_NK[i])
-        write(*place, fontsize=7, parse_math=False, **kwargs)
+    if named is None:
+        named = range(len(labels)) if len(labels) <= FEW else ()
     axes.set(title=title, xlabel="component 1", ylabel="component 2")
     if x_NK.shape[1] == 3:
         axes.set_zlabel("component 3")
+        for i in named:
+            axes.text(*x_NK[i], visible(labels[i]), fontsize=7, parse_math=False)
     else:
+        axes.set_aspect("equal", adjustable="datalim")  # so that near is near
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     if groups is not None:
         axes.legend(frameon=False, fontsize="small")
+    if x_NK.shape[1] == 2:
+        figure.draw_without_rendering()
+        _write(axes, x_NK, labels, named)
     return figure
+
+
+def _write(axes: Any, x_N2: np.ndarray, labels: Sequence[str], named: Sequence[int]) -> None:
+    """Each label at the first place around its point where nothing stands yet, and at the first of all if none is."""
+    corners = axes.transData.transform(x_N2[list(named)])
+    taken = [Bbox.from_bounds(x - 2, y - 2, 4, 4) for x, y in corners]
+    for i in named:
+        note = axes.annotate("", x_N2[i], PLACES[0], textcoords="offset points", fontsize=7, va="center")
+        note.set(text=visible(labels[i]), parse_math=False)
+        for place in (*PLACES, PLACES[0]):
+            note.set(position=place, ha="left" if place[0] > 0 else "right")
+            box = note.get_window_extent()
+            inside = axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1
+            if inside and not any(box.overlaps(other) for other in taken):
+                break
+        taken.append(box)
 
 
 def _checked(points: Any, labels: Sequence[str], groups: Sequence[str] | None) -> np.ndarray:

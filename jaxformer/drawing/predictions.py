@@ -31,7 +31,8 @@ const make = (kind, text, name = "") =>
   Object.assign(document.createElement(kind), {textContent: text, className: name});
 const share = p => `${(100 * p).toFixed(p < .001 ? 3 : 1)}%`, most = Math.max(...loss, 1e-9);
 const tint = nats => `rgb(235 80 40 / ${(.85 * nats / most).toFixed(3)})`;
-const seen = text => text.replace(/\\n/g, "\\u23ce\\n"), flat = text => text.replace(/\\n/g, "\\u23ce");
+const seen = text => text.replace(/\\n/g, "\\u23ce\\n");
+const flat = text => text.trim() ? text.replace(/\\n/g, "\\u23ce") : JSON.stringify(text);
 document.querySelector("#scale i").style.background = `linear-gradient(to right, ${tint(0)}, ${tint(most)})`;
 document.getElementById("most").textContent = `${most.toFixed(2)} nats`;
 const mean = loss.reduce((sum, x) => sum + x, 0) / loss.length;

@@ -31,7 +31,7 @@ def runs(series: Mapping[str, Series], names: Sequence[str], shown: Sequence[str
     places = figure.subplots(rows, columns, squeeze=False).flat
     for axes, name in zip(places, shown, strict=False):
         for run, (values, label) in enumerate(zip(series[name].values, names, strict=True)):
-            _curve(axes, series[name].steps, values, f"C{run}", label)
+            _curve(axes, series[name].steps, values, f"C{run}", label, smooth=name != "learning_rate")
         axes.set(title=name, xlabel="step")
         axes.margins(x=0.02)
         axes.grid(alpha=0.25)
@@ -66,10 +66,10 @@ def norms_by_layer(norms: Mapping[str, Any], title: str = "") -> Figure:
     return figure
 
 
-def _curve(axes: Any, steps: np.ndarray, values: np.ndarray, color: str, label: str) -> None:
+def _curve(axes: Any, steps: np.ndarray, values: np.ndarray, color: str, label: str, smooth: bool) -> None:
     there = np.isfinite(values)
     steps, values = steps[there], values[there]
-    window = np.ones(max(1, len(values) // 40))
+    window = np.ones(max(1, len(values) // 40) if smooth else 1)
     if not len(values):
         return
     axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)

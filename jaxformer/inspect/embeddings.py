@@ -72,8 +72,8 @@ def export(
     """Write `vectors` [N, D] for the projector of TensorBoard: `tensorboard --logdir FOLDER`, PROJECTOR.
 
     `labels` are N texts, `columns` more about each vector: {name: N values}. Numbers are written with the nine digits
-    that say a float32 exactly. Tabs, line breaks and whatever else cannot be seen stand as in a Python string, and a
-    blank text stands in quotes, for the projector skips blank lines. Raises ValueError where counts differ.
+    that say a float32 exactly, texts as `visible` gives them: tabs and line breaks would end a field, and blank lines
+    are skipped. Raises ValueError where counts differ.
     """
     x_ND, table = np.asarray(vectors, np.float32), {"label": labels} | dict(columns or {})
     counts = {f"values of {key!r}": len(values) for key, values in table.items()}
@@ -82,9 +82,9 @@ def export(
         raise ValueError(
             f"vectors {x_ND.shape}: expected [N, D], D at least 2" + "".join(f"; {each}" for each in wrong)
         )
-    rows = [[*map(_cell, row)] for row in zip(*table.values(), strict=True)]
+    rows = [[visible(str(value)) for value in row] for row in zip(*table.values(), strict=True)]
     # The projector takes the first line for names where it has a tab, and else for the first label.
-    header = [[*map(_cell, table)]] if len(table) > 1 else []
+    header = [[*map(visible, table)]] if len(table) > 1 else []
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / VECTORS, _table([[f"{value:.9g}" for value in row] for row in x_ND.tolist()]))
@@ -95,13 +95,9 @@ def export(
 
 
 def visible(text: str) -> str:
-    """The text, what cannot be seen in it as a Python string says it: a line break is a backslash and an n."""
-    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
-
-
-def _cell(value: Any) -> str:
-    text = visible(str(value))
-    return text if text.strip() else repr(text)
+    """The text, what cannot be seen in it as a Python string says it, such as \\n; a blank one stands in quotes."""
+    told = "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+    return told if told.strip() else repr(told)
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
