@@ -185,7 +185,7 @@ def _tokenizer(
     model = published.files[name]
     try:
         processor = read_model(model)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, UnicodeDecodeError) as error:
         raise ValueError(f"{name}: not a SentencePiece model: {error}") from None
     written = [processor.id_to_piece(i) for i in range(processor.get_piece_size())]
     config = published.config

@@ -27,7 +27,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from jaxformer.text.pieces import PieceTokenizer, load_pieces
 from jaxformer.text.special import Published
 from jaxformer.text.template import of_family
-from jaxformer.text.tokenizer_json import JsonTokenizer, add_tokens
+from jaxformer.text.tokenizer_json import JsonTokenizer, add_tokens, check_ids
 
 KEYS = {
     *("kind", "special", "template", "src_lang", "lstrip", "variants", "normalizer", "pattern"),
@@ -53,7 +53,8 @@ def load_published(published: Published, family: Mapping[str, Any]) -> JsonToken
     try:
         return KINDS[kind](published, family, roles)
     except ValueError as error:
-        raise ValueError(f"{published.name}: {error}") from None
+        named = published.name in str(error)
+        raise ValueError(str(error) if named else f"{published.name}: {error}") from None
 
 
 def _wordpiece(published: Published, family: Mapping[str, Any], roles: Mapping[str, str]) -> JsonTokenizer:
@@ -101,6 +102,7 @@ def _byte_bpe(published: Published, family: Mapping[str, Any], roles: Mapping[st
 def _finished(
     inner: Tokenizer, published: Published, family: Mapping[str, Any], roles: Mapping[str, str]
 ) -> JsonTokenizer:
+    check_ids(inner)
     add_tokens(inner, published.recognised(roles, family.get("lstrip", ())))
     template = of_family(family, roles, published.config, inner.token_to_id)
     return JsonTokenizer(inner, roles, published.split_special, template, published.chat_template, published)

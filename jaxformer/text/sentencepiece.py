@@ -112,7 +112,7 @@ def load_sentencepiece(published: Published | str | Path) -> SentencePieceTokeni
         return SentencePieceTokenizer(
             published.files[MODEL_FILE], published.special, published.chat_template, published
         )
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, UnicodeDecodeError) as error:  # the last two of texts that are not Unicode
         raise ValueError(f"{published.name}/{MODEL_FILE}: not a SentencePiece model: {error}") from None
 
 
@@ -228,8 +228,10 @@ def merges(vocab: dict[str, int]) -> list[tuple[str, str]]:
 def fields(message: bytes) -> Iterator[tuple[int, Any, bytes]]:
     """(number, value, its own bytes) of each field of a protocol buffer message; a value is int or bytes.
 
-    Raises ValueError where the message breaks off.
+    Raises ValueError where the message breaks off, or is a number.
     """
+    if not isinstance(message, bytes):
+        raise ValueError("not a SentencePiece model: a number where there should be fields")
 
     def varint(at: int) -> tuple[int, int]:
         value = shift = 0

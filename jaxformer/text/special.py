@@ -47,7 +47,7 @@ class Published:
         try:
             return self.files[name].decode().replace("\r\n", "\n")
         except UnicodeDecodeError as error:
-            raise ValueError(f"{name}: expected UTF-8: {error}") from None
+            raise ValueError(f"{self.name}/{name}: expected UTF-8: {error}") from None
 
     @cached_property
     def config(self) -> dict[str, Any]:

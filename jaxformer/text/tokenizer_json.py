@@ -19,6 +19,7 @@ from jaxformer.text.template import Template, of_post_processor
 JSON_FILE = "tokenizer.json"
 BYTE_BPE_TOKENS = {"unk": "<unk>", "bos": "<s>", "eos": "</s>", "pad": "<pad>"}
 WORDPIECE_TOKENS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+MOST_IDS = 1 << 24
 ALPHABET = 1000  # characters that a WordPiece vocabulary keeps, the most frequent ones
 
 
@@ -109,6 +110,7 @@ def load_json(published: Published | str | Path) -> JsonTokenizer:
     except Exception as error:  # the library raises nothing narrower
         raise ValueError(f"{path}: not a tokenizer of the tokenizers library: {error}") from None
     try:
+        check_ids(inner)
         add_tokens(inner, published.added)
         template = of_post_processor(_state(inner.post_processor))
     except ValueError as error:
@@ -116,6 +118,13 @@ def load_json(published: Published | str | Path) -> JsonTokenizer:
     return JsonTokenizer(
         inner, published.special, published.split_special, template, published.chat_template, published
     )
+
+
+def check_ids(inner: Tokenizer) -> None:
+    """Raises a ValueError for an id that no vocabulary is large enough for: the library lists all ids below it."""
+    largest = max(inner.get_vocab().values(), default=0)
+    if largest >= MOST_IDS:
+        raise ValueError(f"the id {largest}, of {inner.id_to_token(largest)!r}: expected ids below {MOST_IDS}")
 
 
 def add_tokens(inner: Tokenizer, added: Iterable[tuple[int | None, AddedToken]]) -> None:
