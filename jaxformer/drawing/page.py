@@ -41,7 +41,7 @@ def page(title: str, body: str, script: str, data: Any, style: str = "") -> str:
     into the page by textContent. The page may load nothing from anywhere: its own policy forbids it.
     """
     # Else a text with "</script>" in it would end the script.
-    told = json.dumps(data, ensure_ascii=True).replace("<", "\\u003c")
+    told = json.dumps(data, ensure_ascii=True, separators=(",", ":")).replace("<", "\\u003c")
     return TEMPLATE.format(
         title=html.escape(title), policy=POLICY, style=STYLE + style, body=body, told=told, script=script
     )

@@ -68,9 +68,10 @@ STYLE = """
         --byte: light-dark(#e9e0fa, #3b2c5c); --lost: light-dark(#fbdcdc, #5c2626); }
 table { border-collapse: collapse; } th { text-align: left; font-weight: 600; padding: .3rem 2rem .5rem 0; }
 th small { font-weight: 400; opacity: .7; }
-td { padding: .2rem 2rem .2rem 0; vertical-align: top; border-top: 1px solid var(--line); }
-.piece { display: inline-flex; flex-direction: column; align-items: center; margin: .15rem .15rem .15rem 0;
-         padding: .15rem .45rem; border-radius: 4px; background: var(--even); border: 1px solid #0000; cursor: default; }
+td { padding: .05rem 2rem .05rem 0; vertical-align: top; border-top: 1px solid var(--line); }
+.piece { display: inline-flex; flex-direction: column; align-items: center; margin: .1rem .15rem .1rem 0;
+         padding: .1rem .45rem; border-radius: 4px; border: 1px solid #0000; background: var(--even);
+         line-height: 1.3; cursor: default; }
 .piece.odd { background: var(--odd); } .piece.byte { background: var(--byte); }
 .piece.unknown { background: var(--lost); }
 .piece.special { background: none; border: 1px dashed var(--line); }

@@ -65,7 +65,8 @@ def pieces(tokenizer: Tokenizer, text: str, special: bool = True) -> tuple[Piece
     no spaces, a run of letters is long. Words that share a piece count as one.
     """
     ids, spans = offsets(tokenizer, text)
-    inside = _numbered(text, [_piece(tokenizer, id, text, span) for id, span in zip(ids, spans, strict=True)])
+    inside = [_piece(tokenizer, id, text, span) for id, span in zip(ids, spans, strict=True)]
+    inside = _numbered(text, _by_bytes(text, inside) or inside)
     if not special:
         return tuple(inside)
     around, at = list[Piece](), 0
@@ -129,6 +130,22 @@ def _is_byte(name: str, data: bytes) -> bool:
     except UnicodeDecodeError:
         return True
     return len(data) == 1 and BYTE.fullmatch(name) is not None
+
+
+def _by_bytes(text: str, pieces: Sequence[Piece]) -> list[Piece] | None:
+    """The pieces where their bytes stand, if those are the text. (`offsets` goes by letters, and signs have none.)"""
+    data = [piece.data or b"" for piece in pieces]
+    if b"".join(data) != text.encode():
+        return None
+    owner = [i for i, character in enumerate(text) for _ in character.encode()]
+    placed, at = list[Piece](), 0
+    for piece, each in zip(pieces, data, strict=True):
+        start, stop = (owner[at], owner[at + len(each) - 1] + 1) if each else (0, 0)
+        at += len(each)
+        lead = len(text[start:stop]) - len(text[start:stop].lstrip())
+        span = start + lead, start + lead + len(text[start:stop].strip())
+        placed.append(replace(piece, text=text[slice(*span)], span=span))
+    return placed
 
 
 def _numbered(text: str, pieces: Sequence[Piece]) -> list[Piece]:
