@@ -2,12 +2,16 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from jaxformer.drawing.predictions import PER_ROW, distribution, lens, losses, losses_page
+from jaxformer.train.metrics import MetricsLog
 
+DOCS = Path(__file__).parents[2] / "docs/look-at-predictions.md"
+NUMBER = re.compile(r"\d+\.\d+")
 TOKENS = [" the", "$a$", "\n", "</script>"]
 LOSS = np.float32([0.1, 7.25, 0, 3])
 CHOICES = [["x", " the"], ["a", "b"], ["\n", " "], ["c", "d"]]
@@ -53,7 +57,7 @@ def test_a_distribution_is_drawn_from_the_likeliest_down():
 
 
 def test_the_lens_is_a_table_whose_last_layer_is_on_top():
-    pieces = [["a", "\t"], ["a long piece", "b"], ["c", "$"]]
+    pieces = [["a", "\t"], ["a long piece", "b"], ["c", r"$\x$"]]
     p = np.float32([[0.1, 0.2], [0.3, 0.9], [0.5, 1]])
     figure = lens(pieces, p, ["x", "y"])
     axes = figure.axes[0]
@@ -61,10 +65,10 @@ def test_the_lens_is_a_table_whose_last_layer_is_on_top():
     low, high = axes.get_ylim()
     assert low < high
     written = {text.get_position(): text.get_text() for text in axes.texts}
-    assert written == {(0, 0): "a", (1, 0): r"\t", (0, 1): "a long pie…", (1, 1): "b", (0, 2): "c", (1, 2): "$"}
+    assert written == {(0, 0): "a", (1, 0): r"\t", (0, 1): "a long pie…", (1, 1): "b", (0, 2): "c", (1, 2): r"$\x$"}
     assert ticks(axes.xaxis) == ["x", "y"]
     assert ticks(axes.yaxis) == ["embedded", "1", "2"]
-    figure.draw_without_rendering()  # "$" is no formula
+    figure.draw_without_rendering()  # what stands between dollars is no formula
 
 
 def test_sizes_that_differ_are_refused():
@@ -76,3 +80,24 @@ def test_sizes_that_differ_are_refused():
         losses(TOKENS, LOSS[:3])
     with pytest.raises(ValueError, match=r"pieces are \(1,\), probability is \(2,\)"):
         distribution(["a"], [0.5, 0.5])
+
+
+@pytest.mark.smollm2
+@pytest.mark.minilm
+@pytest.mark.slow
+def test_the_page_about_looking_prints_what_it_says(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("gguf")
+    monkeypatch.chdir(tmp_path)
+    for name in ("low", "high"):
+        with MetricsLog(tmp_path / "runs" / name) as log:
+            log.write(1, {"loss": 3.0, "gradient_norm": 1.0}, {"seconds": 1.0})
+    blocks = re.findall(r"^```python\n(.*?)^```\n(?:```text\n(.*?)^```)?", DOCS.read_text(), re.DOTALL | re.MULTILINE)
+    assert len(blocks) > 5
+    there: dict = {}
+    for block, said in blocks:
+        exec(compile(block, DOCS.name, "exec"), there)
+        printed = capsys.readouterr().out
+        assert NUMBER.sub("", printed) == NUMBER.sub("", said)
+        numbers = [[float(each) for each in NUMBER.findall(text)] for text in (printed, said)]
+        np.testing.assert_allclose(*numbers, atol=0.02)
+    assert {path.suffix for path in tmp_path.iterdir()} == {"", ".png", ".html"}
