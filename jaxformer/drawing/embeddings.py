@@ -31,7 +31,7 @@ SCRIPT = """
 const {points, labels, groups, names} = DATA, NAMED = 80, NEAR = 14, solid = points.length && points[0].length > 2;
 const get = id => document.getElementById(id), canvas = get("canvas"), tip = get("tip");
 const pen = canvas.getContext("2d");
-const hue = group => `hsl(${(group * 137.5 + 210) % 360} 65% 50%)`;
+const hue = group => `oklch(.65 .17 ${(group * 137.5 + 250) % 360})`;
 const low = [0, 1, 2].map(k => points.reduce((most, p) => Math.min(most, p[k] ?? 0), Infinity));
 const high = [0, 1, 2].map(k => points.reduce((most, p) => Math.max(most, p[k] ?? 0), -Infinity));
 const middle = low.map((x, k) => (x + high[k]) / 2), lower = labels.map(each => each.toLowerCase());
@@ -58,7 +58,7 @@ function draw() {
   pen.setTransform(ratio, 0, 0, ratio, 0, 0);
   project();
   const radius = points.length > 1000 ? 2 : 3.5, accent = getComputedStyle(canvas).color;
-  pen.globalAlpha = hits.size ? .15 : .75;
+  pen.globalAlpha = hits.size ? .2 : .75;
   points.forEach((_, i) => dot(i, radius, groups ? hue(groups[i]) : accent));
   pen.globalAlpha = 1;
   pen.font = "12px system-ui, sans-serif"; pen.textBaseline = "middle";
@@ -148,7 +148,7 @@ def scatter_page(
     return page(title, BODY, SCRIPT, data, STYLE)
 
 
-def scatter(
+def draw_scatter(
     points: Any,
     labels: Sequence[str],
     groups: Sequence[str] | None = None,
