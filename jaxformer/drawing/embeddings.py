@@ -22,6 +22,7 @@ canvas { position: absolute; inset: 0; width: 100%; height: 100%; touch-action: 
 #tip { position: absolute; pointer-events: none; padding: .1rem .4rem; border-radius: 4px; white-space: pre;
        background: var(--back); border: 1px solid var(--line); }
 #bar { display: flex; flex-wrap: wrap; gap: .4rem 1rem; align-items: center; margin-bottom: .6rem; }
+#bar span span { margin-right: .8rem; }
 #bar i { display: inline-block; width: .7rem; height: .7rem; border-radius: 50%; margin-right: .3rem; }
 """
 BODY = """<div id="bar"><input id="search" type="search" placeholder="search" aria-label="search labels">
@@ -123,7 +124,7 @@ matchMedia("(prefers-color-scheme: dark)").onchange = draw;
 for (const [group, name] of (names ?? []).entries()) {
   const item = document.createElement("span"), mark = document.createElement("i");
   mark.style.background = hue(group);
-  item.append(mark, `${name}  `);
+  item.append(mark, name);
   get("groups").append(item);
 }
 reset(); search();

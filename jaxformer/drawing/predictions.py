@@ -40,7 +40,7 @@ document.getElementById("mean").textContent =
   `mean ${mean.toFixed(3)} nats a token, perplexity ${Math.exp(mean).toFixed(2)}`;
 function tell(i, span) {
   const table = document.createElement("table"), own = Math.exp(-loss[i]);
-  told.replaceChildren(make("div", `${flat(tokens[i])}   ${loss[i].toFixed(3)} nats, ${share(own)}`), table);
+  told.replaceChildren(make("div", `${flat(tokens[i])}: ${loss[i].toFixed(3)} nats, ${share(own)}`), table);
   choices[i].forEach((choice, k) => {
     const row = table.insertRow(), bar = make("div", "", "bar");
     row.className = choice === tokens[i] ? "own" : "";
