@@ -22,6 +22,7 @@ canvas { position: absolute; inset: 0; width: 100%; height: 100%; touch-action: 
 #tip { position: absolute; pointer-events: none; padding: .1rem .4rem; border-radius: 4px; white-space: pre;
        background: var(--back); border: 1px solid var(--line); }
 #bar { display: flex; flex-wrap: wrap; gap: .4rem 1rem; align-items: center; margin-bottom: .6rem; }
+#bar span span { margin-right: .8rem; }
 #bar i { display: inline-block; width: .7rem; height: .7rem; border-radius: 50%; margin-right: .3rem; }
 """
 BODY = """<div id="bar"><input id="search" type="search" placeholder="search" aria-label="search labels">
@@ -31,7 +32,7 @@ SCRIPT = """
 const {points, labels, groups, names} = DATA, NAMED = 80, NEAR = 14, solid = points.length && points[0].length > 2;
 const get = id => document.getElementById(id), canvas = get("canvas"), tip = get("tip");
 const pen = canvas.getContext("2d");
-const hue = group => `hsl(${(group * 137.5 + 210) % 360} 65% 50%)`;
+const hue = group => `oklch(.65 .17 ${(group * 137.5 + 250) % 360})`;
 const low = [0, 1, 2].map(k => points.reduce((most, p) => Math.min(most, p[k] ?? 0), Infinity));
 const high = [0, 1, 2].map(k => points.reduce((most, p) => Math.max(most, p[k] ?? 0), -Infinity));
 const middle = low.map((x, k) => (x + high[k]) / 2), lower = labels.map(each => each.toLowerCase());
@@ -58,7 +59,7 @@ function draw() {
   pen.setTransform(ratio, 0, 0, ratio, 0, 0);
   project();
   const radius = points.length > 1000 ? 2 : 3.5, accent = getComputedStyle(canvas).color;
-  pen.globalAlpha = hits.size ? .15 : .75;
+  pen.globalAlpha = hits.size ? .2 : .75;
   points.forEach((_, i) => dot(i, radius, groups ? hue(groups[i]) : accent));
   pen.globalAlpha = 1;
   pen.font = "12px system-ui, sans-serif"; pen.textBaseline = "middle";
@@ -123,7 +124,7 @@ matchMedia("(prefers-color-scheme: dark)").onchange = draw;
 for (const [group, name] of (names ?? []).entries()) {
   const item = document.createElement("span"), mark = document.createElement("i");
   mark.style.background = hue(group);
-  item.append(mark, `${name}  `);
+  item.append(mark, name);
   get("groups").append(item);
 }
 reset(); search();
@@ -148,7 +149,7 @@ def scatter_page(
     return page(title, BODY, SCRIPT, data, STYLE)
 
 
-def scatter(
+def draw_scatter(
     points: Any,
     labels: Sequence[str],
     groups: Sequence[str] | None = None,

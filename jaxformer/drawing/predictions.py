@@ -40,7 +40,7 @@ document.getElementById("mean").textContent =
   `mean ${mean.toFixed(3)} nats a token, perplexity ${Math.exp(mean).toFixed(2)}`;
 function tell(i, span) {
   const table = document.createElement("table"), own = Math.exp(-loss[i]);
-  told.replaceChildren(make("div", `${flat(tokens[i])}   ${loss[i].toFixed(3)} nats, ${share(own)}`), table);
+  told.replaceChildren(make("div", `${flat(tokens[i])}: ${loss[i].toFixed(3)} nats, ${share(own)}`), table);
   choices[i].forEach((choice, k) => {
     const row = table.insertRow(), bar = make("div", "", "bar");
     row.className = choice === tokens[i] ? "own" : "";
@@ -91,7 +91,7 @@ def losses_page(
     return page(title, BODY, SCRIPT, told | {"loss": loss_N.tolist(), "probability": p_NK.tolist()}, STYLE)
 
 
-def losses(tokens: Sequence[str], loss: Any, title: str = "") -> Figure:
+def draw_losses(tokens: Sequence[str], loss: Any, title: str = "") -> Figure:
     """Bars of the loss [N], in nats, of each token, in rows that are read like lines; dashed is the mean."""
     loss_N = np.asarray(loss, np.float64)
     _same("tokens", (len(tokens),), "loss", loss_N.shape)
@@ -111,7 +111,7 @@ def losses(tokens: Sequence[str], loss: Any, title: str = "") -> Figure:
     return figure
 
 
-def distribution(pieces: Sequence[str], probability: Any, title: str = "") -> Figure:
+def draw_distribution(pieces: Sequence[str], probability: Any, title: str = "") -> Figure:
     """Bars of the probability [K] of each of K pieces, the first on top."""
     p_K = np.asarray(probability, np.float64)
     _same("pieces", (len(pieces),), "probability", p_K.shape)
@@ -126,7 +126,7 @@ def distribution(pieces: Sequence[str], probability: Any, title: str = "") -> Fi
     return figure
 
 
-def lens(pieces: Sequence[Sequence[str]], probability: Any, tokens: Sequence[str], title: str = "") -> Figure:
+def draw_lens(pieces: Sequence[Sequence[str]], probability: Any, tokens: Sequence[str], title: str = "") -> Figure:
     """The logit lens as a table: a row for each of L + 1 layers, the last on top, a column for each of N tokens read.
 
     In each field stands the likeliest piece [L + 1, N], coloured by its `probability`.

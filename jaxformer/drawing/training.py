@@ -12,7 +12,7 @@ from jaxformer.inspect.training import Series
 SHOWN = ("loss", "held_out/loss", "gradient_norm", "learning_rate")
 
 
-def runs(series: Mapping[str, Series], names: Sequence[str], shown: Sequence[str] | None = None) -> Figure:
+def draw_runs(series: Mapping[str, Series], names: Sequence[str], shown: Sequence[str] | None = None) -> Figure:
     """What `compare` gives, a picture for each name in `shown`, the runs over each other under their `names`.
 
     Faint is each value, strong their mean over a window of a fortieth of them. None: of SHOWN what is there. Raises
@@ -42,7 +42,7 @@ def runs(series: Mapping[str, Series], names: Sequence[str], shown: Sequence[str
     return figure
 
 
-def norms_by_layer(norms: Mapping[str, Any], title: str = "") -> Figure:
+def draw_norms(norms: Mapping[str, Any], title: str = "") -> Figure:
     """What `norms` gives by layer as a heat map: a row for each pattern with norms [L], a column for each layer.
 
     Colours go by the logarithm; a norm of 0, and what a shorter stack does not have, is left white.

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from jaxformer.drawing.embeddings import scatter, scatter_page
+from jaxformer.drawing.embeddings import draw_scatter, scatter_page
 
 POINTS = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
 LABELS = ["a", "</script>", "new\nline", " ", "日本", "$x$"]
@@ -32,7 +32,7 @@ def test_a_page_holds_the_points_to_the_last_bit_and_each_with_its_label(dimensi
 
 @pytest.mark.parametrize("dimensions", [2, 3])
 def test_a_figure_shows_each_point_once_in_the_colour_of_its_group(dimensions):
-    axes = scatter(POINTS[:, :dimensions], [*"abcdef"], GROUPS, "title").axes[0]
+    axes = draw_scatter(POINTS[:, :dimensions], [*"abcdef"], GROUPS, "title").axes[0]
     drawn = {}
     for group in axes.collections:
         columns = group._offsets3d if dimensions == 3 else np.ma.getdata(group.get_offsets()).T
@@ -47,7 +47,7 @@ def test_a_figure_shows_each_point_once_in_the_colour_of_its_group(dimensions):
 
 def test_no_two_labels_of_a_figure_stand_on_each_other_where_there_is_room():
     near = np.linspace(0, 1, 6)[:, None] * [[1.0, 1.0]] * 0.01
-    figure = scatter(np.concatenate([near, [[1, 1]]]), [f"a label {i}" for i in range(7)])
+    figure = draw_scatter(np.concatenate([near, [[1, 1]]]), [f"a label {i}" for i in range(7)])
     figure.draw_without_rendering()
     boxes = [text.get_window_extent() for text in figure.axes[0].texts]
     assert len(boxes) == 7
@@ -57,13 +57,13 @@ def test_no_two_labels_of_a_figure_stand_on_each_other_where_there_is_room():
 def test_of_many_points_those_are_named_that_are_asked_for():
     many = np.random.default_rng(1).normal(size=(5000, 2))
     labels = [*map(str, range(5000))]
-    assert not scatter(many, labels).axes[0].texts
-    assert {text.get_text() for text in scatter(many, labels, named=[3, 77]).axes[0].texts} == {"3", "77"}
+    assert not draw_scatter(many, labels).axes[0].texts
+    assert {text.get_text() for text in draw_scatter(many, labels, named=[3, 77]).axes[0].texts} == {"3", "77"}
     assert len(told(scatter_page(many, labels))["points"]) == 5000
 
 
 def test_what_does_not_fit_is_refused_with_all_that_is_wrong():
-    for draw in (scatter, scatter_page):
+    for draw in (draw_scatter, scatter_page):
         with pytest.raises(ValueError, match=r"points \(6, 3\): 2 labels; 1 groups"):
             draw(POINTS, ["a", "b"], ["c"])
         with pytest.raises(ValueError, match="expected finite numbers"):

@@ -2,12 +2,16 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from jaxformer.drawing.predictions import PER_ROW, distribution, lens, losses, losses_page
+from jaxformer.drawing.predictions import PER_ROW, draw_distribution, draw_lens, draw_losses, losses_page
+from jaxformer.train.metrics import MetricsLog
 
+DOCS = Path(__file__).parents[2] / "docs/look-at-predictions.md"
+NUMBER = re.compile(r"\d+\.\d+")
 TOKENS = [" the", "$a$", "\n", "</script>"]
 LOSS = np.float32([0.1, 7.25, 0, 3])
 CHOICES = [["x", " the"], ["a", "b"], ["\n", " "], ["c", "d"]]
@@ -33,7 +37,7 @@ def test_a_page_holds_losses_and_choices_to_the_last_bit():
 def test_bars_of_losses_are_read_like_lines():
     count = 2 * PER_ROW + 5
     loss = np.random.default_rng(0).exponential(size=count)
-    figure = losses([f"t{i}" for i in range(count)], loss, "title")
+    figure = draw_losses([f"t{i}" for i in range(count)], loss, "title")
     heights = [bar.get_height() for axes in figure.axes for bar in axes.patches]
     np.testing.assert_array_equal(heights, loss)
     assert [label for axes in figure.axes for label in ticks(axes.xaxis)] == [f"t{i}" for i in range(count)]
@@ -41,11 +45,11 @@ def test_bars_of_losses_are_read_like_lines():
     assert len({axes.get_ylim() for axes in figure.axes}) == 1
     for axes in figure.axes:
         np.testing.assert_allclose(axes.lines[0].get_ydata(), loss.mean())
-    assert ticks(losses(TOKENS, LOSS).axes[0].xaxis) == [" the", "$a$", r"\n", "</script>"]
+    assert ticks(draw_losses(TOKENS, LOSS).axes[0].xaxis) == [" the", "$a$", r"\n", "</script>"]
 
 
 def test_a_distribution_is_drawn_from_the_likeliest_down():
-    axes = distribution([" a", "b", "$"], [0.5, 0.25, 0.125]).axes[0]
+    axes = draw_distribution([" a", "b", "$"], [0.5, 0.25, 0.125]).axes[0]
     assert [bar.get_width() for bar in axes.patches] == [0.5, 0.25, 0.125]
     assert ticks(axes.yaxis) == [" a", "b", "$"]
     assert [text.get_text() for text in axes.texts] == ["50.0%", "25.0%", "12.5%"]
@@ -53,26 +57,47 @@ def test_a_distribution_is_drawn_from_the_likeliest_down():
 
 
 def test_the_lens_is_a_table_whose_last_layer_is_on_top():
-    pieces = [["a", "\t"], ["a long piece", "b"], ["c", "$"]]
+    pieces = [["a", "\t"], ["a long piece", "b"], ["c", r"$\x$"]]
     p = np.float32([[0.1, 0.2], [0.3, 0.9], [0.5, 1]])
-    figure = lens(pieces, p, ["x", "y"])
+    figure = draw_lens(pieces, p, ["x", "y"])
     axes = figure.axes[0]
     np.testing.assert_array_equal(np.float32(axes.images[0].get_array()), p)
     low, high = axes.get_ylim()
     assert low < high
     written = {text.get_position(): text.get_text() for text in axes.texts}
-    assert written == {(0, 0): "a", (1, 0): r"\t", (0, 1): "a long pie…", (1, 1): "b", (0, 2): "c", (1, 2): "$"}
+    assert written == {(0, 0): "a", (1, 0): r"\t", (0, 1): "a long pie…", (1, 1): "b", (0, 2): "c", (1, 2): r"$\x$"}
     assert ticks(axes.xaxis) == ["x", "y"]
     assert ticks(axes.yaxis) == ["embedded", "1", "2"]
-    figure.draw_without_rendering()  # "$" is no formula
+    figure.draw_without_rendering()  # what stands between dollars is no formula
 
 
 def test_sizes_that_differ_are_refused():
     with pytest.raises(ValueError, match=r"pieces and tokens are \(2, 3\), probability is \(2, 2\)"):
-        lens([["a"] * 3] * 2, np.ones((2, 2)), ["x"] * 3)
+        draw_lens([["a"] * 3] * 2, np.ones((2, 2)), ["x"] * 3)
     with pytest.raises(ValueError, match=r"tokens in each row are \(2, 2\), pieces is \(2, 1\)"):
-        lens([["a", "b"], ["c"]], np.ones((2, 2)), ["x"] * 2)
+        draw_lens([["a", "b"], ["c"]], np.ones((2, 2)), ["x"] * 2)
     with pytest.raises(ValueError, match=r"tokens are \(4,\), loss is \(3,\)"):
-        losses(TOKENS, LOSS[:3])
+        draw_losses(TOKENS, LOSS[:3])
     with pytest.raises(ValueError, match=r"pieces are \(1,\), probability is \(2,\)"):
-        distribution(["a"], [0.5, 0.5])
+        draw_distribution(["a"], [0.5, 0.5])
+
+
+@pytest.mark.smollm2
+@pytest.mark.minilm
+@pytest.mark.slow
+def test_the_page_about_looking_prints_what_it_says(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("gguf")
+    monkeypatch.chdir(tmp_path)
+    for name in ("low", "high"):
+        with MetricsLog(tmp_path / "runs" / name) as log:
+            log.write(1, {"loss": 3.0, "gradient_norm": 1.0}, {"seconds": 1.0})
+    blocks = re.findall(r"^```python\n(.*?)^```\n(?:```text\n(.*?)^```)?", DOCS.read_text(), re.DOTALL | re.MULTILINE)
+    assert len(blocks) > 5
+    there: dict = {}
+    for block, said in blocks:
+        exec(compile(block, DOCS.name, "exec"), there)
+        printed = capsys.readouterr().out
+        assert NUMBER.sub("", printed) == NUMBER.sub("", said)
+        numbers = [[float(each) for each in NUMBER.findall(text)] for text in (printed, said)]
+        np.testing.assert_allclose(*numbers, atol=0.02)
+    assert {path.suffix for path in tmp_path.iterdir()} == {"", ".png", ".html"}

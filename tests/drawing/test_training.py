@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxformer.drawing.training import norms_by_layer, runs
+from jaxformer.drawing.training import draw_norms, draw_runs
 from jaxformer.inspect.training import Series, compare
 from jaxformer.train.metrics import MetricsLog
 
@@ -15,7 +15,7 @@ def test_runs_lie_over_each_other_each_at_its_own_steps(tmp_path):
                 log.write(step, {"loss": step / 7, "learning_rate": step % 2}, {"seconds": 1.0})
     with MetricsLog(tmp_path / "b") as log:
         log.write(50, {"held_out/loss": 2.5}, {})
-    figure = runs(compare(tmp_path / "a", tmp_path / "b"), ["first", "second"])
+    figure = draw_runs(compare(tmp_path / "a", tmp_path / "b"), ["first", "second"])
     of_name = {axes.get_title(): axes for axes in figure.axes}
     assert [name for name in of_name if name] == ["loss", "held_out/loss", "learning_rate"]
     a, mean_a, b, mean_b = of_name["loss"].lines
@@ -33,18 +33,18 @@ def test_runs_lie_over_each_other_each_at_its_own_steps(tmp_path):
 def test_what_no_run_says_and_names_too_few_are_said_at_once():
     series = {"loss": Series(np.arange(3), np.ones((2, 3)))}
     with pytest.raises(ValueError, match="no run says 'lose'; 1 names for 2 runs; there is loss"):
-        runs(series, ["a"], ["lose"])
+        draw_runs(series, ["a"], ["lose"])
     with pytest.raises(ValueError, match="nothing is shown; there is seconds"):
-        runs({"seconds": series["loss"]}, ["a", "b"])
+        draw_runs({"seconds": series["loss"]}, ["a", "b"])
 
 
 def test_norms_stand_in_a_row_each_and_what_is_no_layer_is_left_white():
     given = {"encoder/blocks/**": np.float32([1, 2]), "decoder/blocks/**": np.float32([3, 0, 5]), "embed/**": 7.0}
-    axes = norms_by_layer(given, "title").axes[0]
+    axes = draw_norms(given, "title").axes[0]
     shown = axes.images[0].get_array()
     np.testing.assert_array_equal(np.ma.getmaskarray(shown), [[False, False, True], [False, True, False]])
     np.testing.assert_array_equal(shown.compressed(), [1, 2, 3, 5])
     assert [label.get_text() for label in axes.yaxis.get_ticklabels()] == [*given][:2]
     assert [label.get_text() for label in axes.xaxis.get_ticklabels()] == ["1", "2", "3"]
     with pytest.raises(ValueError, match="none of these norms is by layer"):
-        norms_by_layer({"embed/**": np.float32(7)})
+        draw_norms({"embed/**": np.float32(7)})
