@@ -120,7 +120,7 @@ def a_date_and_an_animal(there, printed):
 
 
 GIVES = {"README.md": a_run_and_its_model, "generation.md": a_date_and_an_animal}
-SLOW = ("README.md", "pipelines.md")
+SLOW = ("README.md", "extending.md", "pipelines.md")
 
 
 @pytest.mark.parametrize(
