@@ -46,3 +46,10 @@ def test_tables_of_the_pages_are_what_configs_and_results_say():
     filled = runpy.run_path(str(DOCS / "make_tables.py"))["filled"]
     pages = {path.name: path.read_text() for path in DOCS.glob("*.md")}
     assert [name for name, page in pages.items() if filled(page) != page] == [], "python docs/make_tables.py"
+
+
+def test_the_index_names_every_page():
+    named = re.findall(r"^\| \[(\S+\.md)\]\(\1\)", (DOCS / "README.md").read_text(), re.MULTILINE)
+    assert sorted(named) == sorted(
+        ["../README.md", *(path.name for path in DOCS.glob("*.md") if path.stem != "README")]
+    )

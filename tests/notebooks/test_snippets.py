@@ -24,7 +24,8 @@ from jaxformer.text import chat
 from jaxformer.text.tokenizer import TokenizerConfig, train_tokenizer
 
 ROOT = Path(__file__).parents[2]
-PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
+FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = {str(path.relative_to(ROOT)): path.read_text() for path in FILES}
 LANGUAGES = {"python", "text", "bash", "json"}
 FENCED = re.compile(
     r"(?:^<!-- not run: (?P<reason>[^\n]*) -->\n)?"
@@ -100,7 +101,7 @@ def tiny_published(folder):
         jaxformer.save_pretrained(folder / name, model, jaxformer.init(model, jax.random.key(0)), tokenizer)
 
 
-FINDS = {"README.md": own_texts, "pipelines.md": tiny_published}
+FINDS = {"README.md": own_texts, "docs/pipelines.md": tiny_published}
 
 
 def a_run_and_its_model(there, printed):
@@ -119,8 +120,8 @@ def a_date_and_an_animal(there, printed):
     assert json.loads(written).keys() == {"name", "tame"}
 
 
-GIVES = {"README.md": a_run_and_its_model, "generation.md": a_date_and_an_animal}
-SLOW = ("README.md", "extending.md", "pipelines.md")
+GIVES = {"README.md": a_run_and_its_model, "docs/generation.md": a_date_and_an_animal}
+SLOW = ("README.md", "docs/extending.md", "docs/pipelines.md")
 
 
 @pytest.mark.parametrize(
