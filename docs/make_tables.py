@@ -188,7 +188,7 @@ def _head(config: ModelConfig) -> str:
 
 OF_ARCHITECTURES = {
     "blocks": (
-        ["family: size", "stacks", "norms stand", "norm", "feed-forward", "of widths", "biases"],
+        ["family: size", "stacks", "norms stand", "norm", "feed-forward", "its width", "biases"],
         _block_row,
     ),
     "attention": (

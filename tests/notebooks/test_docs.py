@@ -51,3 +51,11 @@ def test_tables_of_the_pages_are_what_configs_and_results_say():
 def test_the_index_names_every_page():
     named = re.findall(r"^\| \[(\S+\.md)\]\(\1\)", (DOCS / "README.md").read_text(), re.MULTILINE)
     assert sorted([*named, "README.md"]) == sorted(["../README.md", *(path.name for path in DOCS.glob("*.md"))])
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in DOCS.glob("*.md") if path.stem != "log"))
+def test_files_that_a_page_names_are_there(page):
+    folders = "jaxformer|tests|benchmarks|configs|notebooks|docs"
+    named = re.findall(rf"\b(?:{folders})/[\w/]*\.(?:py|md|ipynb)\b", (DOCS / page).read_text())
+    made_up = {"jaxformer/families/pebble.py"}
+    assert [name for name in named if name not in made_up and not (DOCS.parent / name).exists()] == []
