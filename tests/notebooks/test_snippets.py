@@ -121,6 +121,8 @@ def a_date_and_an_animal(there, printed):
 
 
 GIVES = {"README.md": a_run_and_its_model, "docs/generation.md": a_date_and_an_animal}
+NEEDS = {"docs/generation.md": "outlines_core", "docs/evaluation.md": "sacrebleu"}
+"""Packages of extras, without which a page is skipped."""
 SLOW = ("README.md", "docs/extending.md", "docs/pipelines.md")
 
 
@@ -128,6 +130,8 @@ SLOW = ("README.md", "docs/extending.md", "docs/pipelines.md")
     "page", [pytest.param(page, marks=pytest.mark.slow if page in SLOW else ()) for page in PYTHON]
 )
 def test_the_python_of_a_page_runs_in_order_and_prints_what_is_shown(page, tmp_path, monkeypatch, capsys):
+    if page in NEEDS:
+        pytest.importorskip(NEEDS[page])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(families, "FAMILIES", families.FAMILIES)  # what a page registers goes with it
     monkeypatch.setattr(rewards, "FUNCTIONS", dict(rewards.FUNCTIONS))
