@@ -1,7 +1,7 @@
 """What the pages in docs/ say of families is what there is."""
 
-import json
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -42,14 +42,20 @@ def test_links_of_a_page_lead_somewhere(page):
     assert [target for target in targets if not (DOCS / target).exists()] == []
 
 
-def test_the_python_of_the_page_on_generation_runs_in_order(capsys):
-    pytest.importorskip("outlines_core")
-    blocks = re.findall(r"^```python\n(.*?)^```", (DOCS / "generation.md").read_text(), re.DOTALL | re.MULTILINE)
-    there: dict = {}
-    for block in blocks:
-        exec(compile(block, "generation.md", "exec"), there)
-    assert re.match(r"\d{4}-\d{2}-\d{2}\n", capsys.readouterr().out)
-    assert json.loads(there["tokenizer"].decode(there["out"].tokens[0, : there["out"].lengths[0]])).keys() == {
-        "name",
-        "tame",
-    }
+def test_tables_of_the_pages_are_what_configs_and_results_say():
+    filled = runpy.run_path(str(DOCS / "make_tables.py"))["filled"]
+    pages = {path.name: path.read_text() for path in DOCS.glob("*.md")}
+    assert [name for name, page in pages.items() if filled(page) != page] == [], "python docs/make_tables.py"
+
+
+def test_the_index_names_every_page():
+    named = re.findall(r"^\| \[(\S+\.md)\]\(\1\)", (DOCS / "README.md").read_text(), re.MULTILINE)
+    assert sorted([*named, "README.md"]) == sorted(["../README.md", *(path.name for path in DOCS.glob("*.md"))])
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in DOCS.glob("*.md") if path.stem != "log"))
+def test_files_that_a_page_names_are_there(page):
+    folders = "jaxformer|tests|benchmarks|configs|notebooks|docs"
+    named = re.findall(rf"\b(?:{folders})/[\w/]*\.(?:py|md|ipynb)\b", (DOCS / page).read_text())
+    made_up = {"jaxformer/families/pebble.py"}
+    assert [name for name in named if name not in made_up and not (DOCS.parent / name).exists()] == []
