@@ -20,7 +20,8 @@ def draw_head(of: AttentionMap, layer: int, head: int, title: str = "") -> Figur
     """
     shown = of.probabilities[_known(of, "layer", layer, 0), _known(of, "head", head, 1)]
     rows, columns = shown.shape
-    figure = Figure(figsize=(1.9 + 0.27 * columns, 1.3 + 0.27 * rows), dpi=150, layout="constrained")
+    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
+    figure = Figure(figsize=(2 + 0.27 * columns, 1.4 + 0.27 * rows), dpi=150, layout=layout)
     axes = figure.add_subplot()
     image = axes.imshow(shown, cmap=COLORS, vmin=0, vmax=1)
     # A dollar sign in a text is no formula
@@ -71,7 +72,8 @@ def attention_page(maps: Mapping[str, AttentionMap], title: str, layer: int = 0,
     """
     if not maps:
         raise ValueError("there is no map to show")
-    _known(first := next(iter(maps.values())), "layer", layer, 0)
+    first = next(iter(maps.values()))
+    _known(first, "layer", layer, 0)
     _known(first, "head", head, 1)
     told = {name: _told(of) for name, of in maps.items()}
     return page(title, BODY, SCRIPT, {"maps": told, "layer": layer, "head": head}, STYLE)

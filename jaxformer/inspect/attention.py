@@ -60,8 +60,7 @@ def attention_maps(
         read.append(_behind_start(model, getattr(tokenizer, "target", None) or tokenizer, target))
     if not read[0]:
         raise ValueError("the text is empty, and this tokenizer puts no special token around it")
-    lengths = (len(read[0]), len(read[-1])) if both else (len(read[0]), len(read[0]))
-    if wrong := too_long(model.config, *lengths):
+    if wrong := too_long(model.config, encoder=len(read[0]), decoder=len(read[-1])):
         raise ValueError("; ".join(wrong))
     tokens = [jnp.array([[piece.id for piece in side]], jnp.int32) for side in read]
     _, found = look(model, params, *tokens, taps=["**/probabilities"], logits=False)
@@ -87,8 +86,8 @@ def by_words(of: AttentionMap) -> AttentionMap:
 def ties(of: AttentionMap, query: str | int, key: str | int) -> list[Tie]:
     """Every head by how much the word `query` looks at the word `key`, the closest first.
 
-    A word is given as it stands in the text, or by its number among `by_words(of).queries` and `.keys` where there
-    are several; of the two, a decoder's query is the later one. Raises ValueError where there is no such word.
+    A word is given as it stands in the text, or, where it stands there twice, by its number among the queries or the
+    keys of `by_words(of)`. Raises ValueError where there is no such word, or more than one.
     """
     of = by_words(of)
     t, s = _place(of.queries, query, "query"), _place(of.keys, key, "key")
@@ -121,7 +120,7 @@ def _merged(p: np.ndarray, queries: Sequence[Word], keys: Sequence[Word]) -> np.
     """[..., T, S] between pieces as [..., T, S] between words."""
     starts, counts = zip(*map(_starts, (queries, keys)), strict=True)
     summed = np.add.reduceat(np.add.reduceat(p, starts[1], axis=-1), starts[0], axis=-2)
-    return (summed / counts[0][:, None].reshape((1,) * (p.ndim - 2) + (-1, 1))).astype(np.float32)
+    return (summed / counts[0][:, None]).astype(np.float32)
 
 
 def _starts(words: Sequence[Word]) -> tuple[np.ndarray, np.ndarray]:
