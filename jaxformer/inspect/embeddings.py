@@ -37,7 +37,8 @@ def neighbours(vectors: Array, queries: Array, count: int = 10) -> tuple[Array, 
     """
     if vectors.ndim != 2 or vectors.shape[1] != queries.shape[-1]:
         raise ValueError(f"expected vectors [N, D] and queries [..., D], got {vectors.shape} and {queries.shape}")
-    cosines, rows = jax.lax.top_k(_directions(queries) @ _directions(vectors).T, min(count, len(vectors)))
+    cosines = _product(_directions(queries), _directions(vectors).T)
+    cosines, rows = jax.lax.top_k(cosines, min(count, len(vectors)))
     return rows, cosines
 
 
@@ -59,7 +60,7 @@ def pca(vectors: Array, dimensions: int = 2) -> Pca:
     axes_KD *= jnp.where(largest_K1 < 0, -1, 1)  # a decomposition may turn any axis round
     variances = jnp.square(values)
     share = variances[:dimensions] / jnp.maximum(variances.sum(), jnp.finfo(jnp.float32).tiny)
-    return Pca((x_ND - mean_D[None]) @ axes_KD.T, axes_KD, mean_D, share)
+    return Pca(_product(x_ND - mean_D[None], axes_KD.T), axes_KD, mean_D, share)
 
 
 def export(
@@ -109,6 +110,11 @@ def _write(path: Path, text: str) -> None:
     beside = path.with_name(f"{path.name}.tmp")
     beside.write_text(text, encoding="utf-8", newline="\n")
     os.replace(beside, path)
+
+
+def _product(a: Array, b: Array) -> Array:
+    """In float32 where an accelerator would multiply in less, and find a vector beside itself."""
+    return jnp.matmul(a, b, precision="highest")
 
 
 def _directions(vectors: Array) -> Array:
