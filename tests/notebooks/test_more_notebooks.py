@@ -1,14 +1,20 @@
-"""What the notebook on many devices claims, run from top to bottom at a small size."""
+"""What the notebooks on translation and on many devices claim, run from top to bottom at a small size."""
 
+import ast
 import re
 from importlib.util import find_spec
 
 import numpy as np
 import pytest
 
+import jaxformer
 from jaxformer.train.metrics import read_metrics
 
 SMALL = {
+    "05_translate": """
+PACKAGES, LANGUAGE = ("humanize",), "fr_FR"  # a few dozen pairs, which come with orbax
+CHANGES = {"vocab": 448, "width": 32, "heads": 2, "layers": 2, "steps": 40, "rows": 8, "length": 32}
+""",
     "09_scale": """
 CHANGES = {"steps": 8}
 LARGE = {"width": 128, "layers": 2, "heads": 8, "vocab": 1024, "rows": 32, "length": 128}
@@ -24,6 +30,30 @@ def shows(picture):
 
 def losses(run):
     return [line["values"]["loss"] for line in read_metrics(run) if "loss" in line["values"]]
+
+
+@pytest.mark.slow
+def test_translating_shows_real_pairs_bleu_beside_what_needs_no_model_and_where_it_looks(executed):
+    ran = executed("05_translate", SMALL["05_translate"])
+    assert "  %s from now\n      dans %s\n" in ran.text("pairs")
+    run = ran.place / "runs/translate_fr_FR"
+    assert ran.pictures("train") == [(run / "curves.png").read_bytes()]
+    first, *_, last = losses(run)
+    assert last < first - 1
+    assert ran.text("translations").count("    person: ") == 10
+    signature, table = ran.text("bleu").split("\n", 1)
+    assert "tok:13a" in signature
+    bleu = ast.literal_eval(table)
+    assert [*bleu] == ["all", "no twin", "no twin, no markup"]
+    for group in bleu.values():
+        assert [*group] == ["the English", "nearest message", "model, greedy", "model, 4 beams"]
+        assert all(0 <= score <= 100 for score in group.values())
+    for tag in ("bleu", "map", "heads"):
+        (picture,) = ran.pictures(tag)
+        assert shows(picture)
+    *_, source, written = ran.text("yours").splitlines()
+    (found,) = jaxformer.pipeline("translation", str(run / "model"), max_new_tokens=40)(source)
+    assert written == f"    {found['translation_text']}"
 
 
 @pytest.mark.slow
