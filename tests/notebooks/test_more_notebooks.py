@@ -13,7 +13,7 @@ from jaxformer.train.metrics import read_metrics
 SMALL = {
     "05_translate": """
 PACKAGES, LANGUAGE = ("humanize",), "fr_FR"  # a few dozen pairs, which come with orbax
-CHANGES = {"vocab": 448, "width": 32, "heads": 2, "layers": 2, "steps": 40, "rows": 8, "length": 32}
+CHANGES = {"vocab": 448, "width": 32, "heads": 2, "layers": 2, "steps": 24, "rows": 8, "length": 32}
 """,
     "09_scale": """
 CHANGES = {"steps": 8}
