@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,12 +81,14 @@ def fit(
     fresh: bool = False,
     on_metrics: OnMetrics | None = None,
     progress: bool = True,
+    devices: Sequence[Any] | None = None,
 ) -> Run:
     """Run the experiment, or go on with it where its folder holds checkpoints.
 
     `data`: documents in memory, strings or token arrays, in place of the experiment's files. `fresh` deletes what
-    the folder holds. `on_metrics(step, values)` is called with the values of each step and evaluation. In many
-    processes (jax.distributed) it is to be called in all of them, with the same arguments: docs/processes.md.
+    the folder holds. `on_metrics(step, values)` is called with the values of each step and evaluation. `devices`:
+    those that the mesh is made of, in place of all. In many processes (jax.distributed) it is to be called in all of
+    them, with the same arguments: docs/processes.md.
 
     Ctrl-C and SIGTERM stop it after the step under way, with a checkpoint; the same call goes on from there. Raises
     ValueError and FileNotFoundError for an experiment or data that cannot be used, before anything is built;
@@ -95,7 +97,7 @@ def fit(
     """
     since = time.perf_counter()
     experiment.validate()
-    mesh = sharding.make_mesh(experiment.mesh)
+    mesh = sharding.make_mesh(experiment.mesh, devices)
     check_rows(experiment, mesh)
     corpora = distributed.at_once(lambda: open_corpora(data, experiment.data, experiment.task.columns))
     given = None if data is None else f"{corpora[0].training.fingerprint} {corpora[0].held_out.fingerprint}"

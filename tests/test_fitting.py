@@ -89,6 +89,13 @@ def test_the_callback_hears_what_the_log_holds(run, calls):
     assert {"accuracy", "gradient_norm", "learning_rate", "skipped"} <= calls[0][1].keys()
 
 
+def test_a_run_stays_on_the_devices_that_it_is_given(run, tmp_path):
+    one = fit(replace(EXPERIMENT, folder=str(tmp_path)), TEXTS, progress=False, devices=jax.devices()[3:4])
+    for each, devices in ((one, jax.devices()[3:4]), (run, jax.devices())):
+        assert all(leaf.devices() == {*devices} for leaf in jax.tree.leaves(each.state))
+    assert one.evaluation["loss"] == pytest.approx(run.evaluation["loss"], rel=1e-5)
+
+
 def test_the_average_of_the_parameters_is_what_is_used(run):
     """It is evaluated, published and handed out; the last parameters only train on."""
     differs = jax.tree.map(lambda a, b: bool((a != b).any()), run.params, run.state.params)
