@@ -70,3 +70,58 @@ def test_what_does_not_fit_is_refused_with_all_that_is_wrong():
             draw(np.where(POINTS > 1, np.nan, POINTS), LABELS)
         with pytest.raises(ValueError, match=r"\[N, 2\] or \[N, 3\]"):
             draw(POINTS[:, :1], LABELS)
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_in_a_browser_a_point_tells_its_label_and_a_search_marks_what_has_it(open_page, dimensions, scheme):
+    opened = open_page(scatter_page(POINTS[:, :dimensions], LABELS, GROUPS), scheme)
+    box = opened.locator("#canvas").bounding_box()
+
+    def pointed(i):
+        x, y = opened.evaluate(f"places[{i}]")
+        opened.mouse.move(box["x"] + x, box["y"] + y)
+        return opened.locator("#tip").inner_text()
+
+    assert [pointed(i).split("\n") for i in range(6)] == [
+        [label, group]
+        for label, group in zip(["a", "</script>", r"new\nline", "' '", "日本", "$x$"], GROUPS, strict=True)
+    ]
+    opened.mouse.move(box["x"] + 1, box["y"] + 1)
+    assert opened.locator("#tip").is_hidden()
+    opened.fill("#search", "N")
+    assert opened.locator("#found").inner_text() == "1 of 6"
+    assert opened.evaluate("[...hits]") == [2]
+    opened.fill("#search", "")
+    assert opened.locator("#found").inner_text() == "6 points"
+
+
+@pytest.mark.browser
+def test_in_a_browser_the_wheel_keeps_what_is_under_it_and_dragging_moves_or_turns(open_page):
+    for dimensions in (2, 3):
+        opened = open_page(scatter_page(POINTS[:, :dimensions], LABELS))
+        box, before = opened.locator("#canvas").bounding_box(), np.array(opened.evaluate("places"))
+        at = box["x"] + before[0][0], box["y"] + before[0][1]
+        opened.mouse.move(*at)
+        opened.mouse.wheel(0, -300)
+        opened.wait_for_function("zoom > 1.5")
+        zoomed = np.array(opened.evaluate("places"))
+        np.testing.assert_allclose(zoomed[0], before[0], atol=1)
+        np.testing.assert_allclose((zoomed - zoomed[0]) / np.exp(0.6), before - before[0], atol=2)
+        opened.mouse.down()
+        opened.mouse.move(at[0] + 40, at[1] + 20)
+        opened.mouse.up()
+        moved = np.array(opened.evaluate("places")) - zoomed
+        assert np.allclose(moved, [40, 20], atol=1) == (dimensions == 2)
+        opened.click("#reset")
+        np.testing.assert_allclose(opened.evaluate("places"), before, atol=1e-6)
+
+
+@pytest.mark.browser
+def test_in_a_browser_five_thousand_points_are_all_drawn_and_found(open_page):
+    many = np.random.default_rng(1).normal(size=(5000, 2))
+    opened = open_page(scatter_page(many, [f"number {i}" for i in range(5000)]))
+    opened.fill("#search", "number 49")
+    assert opened.locator("#found").inner_text() == "111 of 5000"
+    assert opened.evaluate("places.every(p => p.every(Number.isFinite)) && places.length") == 5000

@@ -13,7 +13,7 @@ from jaxformer.train.metrics import MetricsLog
 DOCS = Path(__file__).parents[2] / "docs/look-at-predictions.md"
 NUMBER = re.compile(r"\d+\.\d+")
 TOKENS = [" the", "$a$", "\n", "</script>"]
-LOSS = np.float32([0.1, 7.25, 0, 3])
+LOSS = np.float32([0.1, 7.25, 0, 3.05])
 CHOICES = [["x", " the"], ["a", "b"], ["\n", " "], ["c", "d"]]
 PROBABILITY = np.float32([[0.7, 0.2], [1 / 3, 0.1], [1, 0], [0.5, 0.25]])
 
@@ -101,3 +101,22 @@ def test_the_page_about_looking_prints_what_it_says(tmp_path, monkeypatch, capsy
         numbers = [[float(each) for each in NUMBER.findall(text)] for text in (printed, said)]
         np.testing.assert_allclose(*numbers, atol=0.02)
     assert {path.suffix for path in tmp_path.iterdir()} == {"", ".png", ".html"}
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_in_a_browser_a_token_tells_its_loss_and_what_was_likelier(open_page, scheme):
+    opened = open_page(losses_page(TOKENS, LOSS, CHOICES, PROBABILITY, before="<b>"), scheme)
+    spans = opened.locator("#text span")
+    assert opened.locator("#text").text_content() == "<b> the$a$⏎\n</script>"
+    assert opened.locator("#mean").inner_text() == "mean 2.600 nats a token, perplexity 13.46"
+    told = opened.locator("#told")
+    assert told.is_hidden()
+    spans.nth(1).hover()
+    assert told.locator("div").first.inner_text() == "$a$: 7.250 nats, 0.071%"
+    assert [row.split() for row in told.locator("tr").all_inner_texts()] == [["a", "33.3%"], ["b", "10.0%"]]
+    spans.nth(0).focus()
+    assert told.locator("tr.own").all_inner_texts()[0].split() == ["the", "20.0%"]
+    assert told.locator("tr").nth(0).inner_text().split() == ["x", "70.0%"]
+    alpha = "[...document.querySelectorAll('#text span')].map(s => +(s.style.background.match(/[\\d.]+(?=\\)$)/)[0]))"
+    np.testing.assert_allclose(opened.evaluate(alpha), 0.85 * LOSS / LOSS.max(), atol=1 / 255)  # colours have 8 bits
