@@ -1,1 +1,1 @@
-"""What a model does, as arrays: see `taps`."""
+"""What a model does, as arrays: `taps`, `attention`, `pieces`, `embeddings`, `predictions`, `training`."""

@@ -10,10 +10,6 @@ FLAGS = (
 )
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "browser: opens pages in Chromium; needs it, and playwright")
-
-
 @pytest.fixture(scope="session")
 def chromium():
     """Chromium without a window, on an empty profile."""

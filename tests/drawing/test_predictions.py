@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from jaxformer.drawing.predictions import PER_ROW, draw_distribution, draw_lens, draw_losses, losses_page
-from jaxformer.train.metrics import MetricsLog
 
 DOCS = Path(__file__).parents[2] / "docs/look-at-predictions.md"
 NUMBER = re.compile(r"\d+\.\d+")
@@ -80,27 +79,6 @@ def test_sizes_that_differ_are_refused():
         draw_losses(TOKENS, LOSS[:3])
     with pytest.raises(ValueError, match=r"pieces are \(1,\), probability is \(2,\)"):
         draw_distribution(["a"], [0.5, 0.5])
-
-
-@pytest.mark.smollm2
-@pytest.mark.minilm
-@pytest.mark.slow
-def test_the_page_about_looking_prints_what_it_says(tmp_path, monkeypatch, capsys):
-    pytest.importorskip("gguf")
-    monkeypatch.chdir(tmp_path)
-    for name in ("low", "high"):
-        with MetricsLog(tmp_path / "runs" / name) as log:
-            log.write(1, {"loss": 3.0, "gradient_norm": 1.0}, {"seconds": 1.0})
-    blocks = re.findall(r"^```python\n(.*?)^```\n(?:```text\n(.*?)^```)?", DOCS.read_text(), re.DOTALL | re.MULTILINE)
-    assert len(blocks) > 5
-    there: dict = {}
-    for block, said in blocks:
-        exec(compile(block, DOCS.name, "exec"), there)
-        printed = capsys.readouterr().out
-        assert NUMBER.sub("", printed) == NUMBER.sub("", said)
-        numbers = [[float(each) for each in NUMBER.findall(text)] for text in (printed, said)]
-        np.testing.assert_allclose(*numbers, atol=0.02)
-    assert {path.suffix for path in tmp_path.iterdir()} == {"", ".png", ".html"}
 
 
 @pytest.mark.browser

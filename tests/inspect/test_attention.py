@@ -164,22 +164,3 @@ def test_a_trained_decoder_ties_it_to_the_animal_before_it_can_know():
     assert all(tie.probability == pytest.approx(wide[head].probability, abs=1e-6) for head, tie in tired.items())
     first = next(iter(heads(maps["tired"], "street").items()))
     assert (first[0], round(first[1].probability, 2)) == ((21, 6), 0.56)
-
-
-@pytest.mark.slow
-@pytest.mark.minilm
-@pytest.mark.smollm2
-def test_the_page_on_looking_inside_prints_what_it_says(capsys, monkeypatch, tmp_path):
-    pytest.importorskip("gguf")
-    monkeypatch.chdir(tmp_path)
-    page = (Path(__file__).parents[2] / "docs" / "look-inside.md").read_text()
-    blocks = re.findall(r"^```python\n(.*?)^```\n(?:```text\n(.*?)^```)?", page, re.DOTALL | re.MULTILINE)
-    there: dict = {}
-    for program, said in blocks:
-        exec(compile(program, "look-inside.md", "exec"), there)
-        printed = capsys.readouterr().out
-        assert NUMBER.sub("", printed) == NUMBER.sub("", said)
-        np.testing.assert_allclose(
-            *([float(n) for n in NUMBER.findall(text)] for text in (printed, said)), atol=0.011
-        )
-    assert {path.name for path in tmp_path.iterdir()} == {"head.pdf", "heads.png", "attention.html", "pieces.html"}

