@@ -1,6 +1,7 @@
 """What every notebook keeps to, and what each one claims, run from top to bottom at a small size."""
 
 import ast
+import re
 from pathlib import Path
 
 import nbformat
@@ -15,6 +16,7 @@ import inspect, json.decoder, json.encoder, textwrap
 TEXTS = [inspect.getsource(module) for module in (json, json.decoder, json.encoder, textwrap)]
 CHANGES = {"vocab": 512, "width": 64, "layers": 1, "rows": 8, "length": 32, "steps": 12}
 """,
+    "02_import_a_block": 'CHANGES = {"rows": 16, "steps": 250, "seeds": 2}',
     "07_align": """
 CHANGES = {"people": 6, "pages": 200, "width": 64, "layers": 2, "rows": 8, "length": 64}
 CHANGES |= {"pretraining": 120, "instruction": 100, "preference": 8, "talks": 20, "draws": 16}
@@ -57,6 +59,27 @@ def test_training_on_colab_is_cut_off_goes_on_draws_and_writes(executed):
         assert len(ran.text(tag)) > 12
 
 
+def value(text):
+    """The dict that a cell ends with."""
+    return ast.literal_eval(text[text.index("{") :])
+
+
+@pytest.mark.slow
+def test_the_parts_are_the_formula_and_only_with_positions_is_the_task_learned(executed):
+    ran = executed("02_import_a_block", SMALL["02_import_a_block"])
+    told = ran.text("attention") + ran.text("stack") + ran.text("shuffle")
+    differences = [float(number) for number in re.findall(r": (\d\.\de[-+]\d\d)$", told, re.MULTILINE)]
+    assert len(differences) == 3
+    assert max(differences) < 1e-5
+    assert all(shape == (2, 250) for shape in value(ran.text("train")).values())
+    for tag in ("curves", "learned"):
+        assert [shows(picture) for picture in ran.pictures(tag)] == [True]
+    nothing, buckets, ours = value(ran.text("learned")).values()
+    assert nothing[0] > 1.5
+    assert max(ours[0], buckets[0]) < 0.5
+    assert ours[2] < 0.5 < nothing[2]
+
+
 @pytest.mark.slow
 def test_from_pretraining_to_chat_each_stage_shows_what_it_changed(executed):
     ran = executed("07_align", SMALL["07_align"])
@@ -71,8 +94,7 @@ def test_from_pretraining_to_chat_each_stage_shows_what_it_changed(executed):
     for tag in ("prefer", "stages"):
         (picture,) = ran.pictures(tag)
         assert shows(picture)
-    told = ran.text("stages")
-    table = ast.literal_eval(told[told.index("{") :])
+    table = value(ran.text("stages"))
     assert [*table] == ["pretraining", "instruction", "preference"]
     assert table["instruction"]["ended"] > table["pretraining"]["ended"]
     talk = ran.text("chat").splitlines()
