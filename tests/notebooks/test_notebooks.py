@@ -2,11 +2,15 @@
 
 import ast
 import re
+from dataclasses import replace
 from pathlib import Path
 
+import jax
 import nbformat
 import pytest
 
+import jaxformer
+from jaxformer import testing
 from jaxformer.train.metrics import read_metrics
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
@@ -17,6 +21,7 @@ TEXTS = [inspect.getsource(module) for module in (json, json.decoder, json.encod
 CHANGES = {"vocab": 512, "width": 64, "layers": 1, "rows": 8, "length": 32, "steps": 12}
 """,
     "02_import_a_block": 'CHANGES = {"rows": 16, "steps": 250, "seeds": 2}',
+    "03_load_and_generate": 'SOURCE, PROMPT, NEW = "published", "The quick brown", 12',
     "07_align": """
 CHANGES = {"people": 6, "pages": 200, "width": 64, "layers": 2, "rows": 8, "length": 64}
 CHANGES |= {"pretraining": 120, "instruction": 100, "preference": 8, "talks": 20, "draws": 16}
@@ -78,6 +83,28 @@ def test_the_parts_are_the_formula_and_only_with_positions_is_the_task_learned(e
     assert nothing[0] > 1.5
     assert max(ours[0], buckets[0]) < 0.5
     assert ours[2] < 0.5 < nothing[2]
+
+
+def published(place):
+    """A tiny checkpoint in the published layout, as a hub would give it."""
+    tokenizer = testing.tiny_tokenizer()
+    config = testing.tiny_models()["rotary"]
+    model = jaxformer.Model(replace(config, vocab=tokenizer.vocab_size))
+    params = testing.randomized(jaxformer.init(model, jax.random.key(0)), jax.random.key(1))
+    jaxformer.save_pretrained(place / "published", model, params, tokenizer)
+
+
+@pytest.mark.slow
+def test_a_published_model_is_opened_and_continues_a_prompt_by_every_strategy(executed):
+    ran = executed("03_load_and_generate", SMALL["03_load_and_generate"], published)
+    assert "parameters, " in ran.text("load")
+    assert [shows(picture) for picture in ran.pictures("next")] == [True]
+    scores = value(ran.text("again"))
+    assert len(scores) == len(ran.text("strategies").splitlines()) - 1 == 5
+    # What greedy search takes is likelier than what is drawn from all tokens.
+    assert scores["greedy"]["nats a token"] < scores["sample, all"]["nats a token"]
+    assert ran.text("stream").count("|") > 1
+    assert value(ran.text("pipeline"))["generated_text"].startswith("The quick brown")
 
 
 @pytest.mark.slow
