@@ -11,6 +11,8 @@ import pytest
 
 import jaxformer
 from jaxformer import testing
+from jaxformer.families import bert
+from jaxformer.text.tokenizer import TokenizerConfig, train_tokenizer
 from jaxformer.train.metrics import read_metrics
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
@@ -22,6 +24,7 @@ CHANGES = {"vocab": 512, "width": 64, "layers": 1, "rows": 8, "length": 32, "ste
 """,
     "02_import_a_block": 'CHANGES = {"rows": 16, "steps": 250, "seeds": 2}',
     "03_load_and_generate": 'SOURCE, PROMPT, NEW = "published", "The quick brown", 12',
+    "06_fine_tune": 'START, CHANGES = "published", {"steps": 80, "full_lr": 3e-3, "adapter_lr": 1e-2}',
     "07_align": """
 CHANGES = {"people": 6, "pages": 200, "width": 64, "layers": 2, "rows": 8, "length": 64}
 CHANGES |= {"pretraining": 120, "instruction": 100, "preference": 8, "talks": 20, "draws": 16}
@@ -105,6 +108,34 @@ def test_a_published_model_is_opened_and_continues_a_prompt_by_every_strategy(ex
     assert scores["greedy"]["nats a token"] < scores["sample, all"]["nats a token"]
     assert ran.text("stream").count("|") > 1
     assert value(ran.text("pipeline"))["generated_text"].startswith("The quick brown")
+
+
+def encoder(place):
+    """A tiny encoder that knows the words of the notebook and nothing more, in the published layout."""
+    notebook = nbformat.read(NOTEBOOKS[0].with_name("06_fine_tune.ipynb"), as_version=4)
+    (words,) = (cell.source for cell in notebook.cells if cell.metadata.get("tags") == ["data"])
+    there = {"CHANGES": {}}
+    exec(compile(words, "06_fine_tune", "exec"), there)
+    tokenizer = train_tokenizer(TokenizerConfig("wordpiece", 300), [record["text"] for record in there["every"]])
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    config = bert.config({"vocab_size": 300, "max_position_embeddings": 64} | sizes)
+    model = jaxformer.Model(config)
+    jaxformer.save_pretrained(place / "published", model, jaxformer.init(model, jax.random.key(0)), tokenizer)
+
+
+@pytest.mark.slow
+def test_fine_tuning_whole_or_by_an_adapter_beats_the_start_and_the_adapter_trains_less(executed):
+    ran = executed("06_fine_tune", SMALL["06_fine_tune"], encoder)
+    before, full, adapter = value(ran.text("compare")).values()
+    assert before["accuracy"] < 0.7
+    assert min(full["accuracy"], adapter["accuracy"]) > 0.9
+    assert 0 < adapter["trained"] < full["trained"] / 4
+    assert min(full["ms a step"], adapter["ms a step"]) > 0
+    assert [shows(picture) for picture in ran.pictures("compare")] == [True]
+    of_full, of_adapter = (float(size) for size in re.findall(r"([\d.]+) MB", ran.text("kept")))
+    assert of_adapter < of_full / 2
+    assert "superb. [{'label': 'positive'" in ran.text("kept")
+    assert "awful. [{'label': 'negative'" in ran.text("kept")
 
 
 @pytest.mark.slow
