@@ -41,9 +41,9 @@ def test_a_notebook_is_short_run_by_a_test_and_kept_without_outputs(path):
     assert not [cell for cell in notebook.cells if cell.get("outputs") or cell.get("execution_count")]
     tags = [tag for cell in notebook.cells for tag in cell.metadata.get("tags", [])]
     assert tags.count("parameters") == tags.count("install") == 1
-    opening = notebook.cells[0].source
+    opening = " ".join(notebook.cells[0].source.split())
     assert "you will have" in opening
-    assert "executed from top to bottom on a CPU" in " ".join(opening.split())
+    assert "executed from top to bottom on a CPU" in opening
     tests = [file.read_text() for file in Path(__file__).parent.glob("test_*notebooks.py")]
     assert any(f'"{path.stem}": ' in text and f'executed("{path.stem}", ' in text for text in tests)
 
