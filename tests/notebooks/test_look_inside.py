@@ -33,7 +33,7 @@ def test_looking_inside_shows_pieces_heads_layers_losses_patches_and_neighbours(
     assert done.text("attention").count("of its look") == 5
     for tag in ("attention", "lens", "losses", "patching", "ablation", "embeddings"):
         assert [picture.startswith(b"\x89PNG") for picture in done.pictures(tag)] == [True], tag
-    for name, told in (("attention.html", '"tired"'), ("losses.html", '"tokens": [')):
+    for name, told in (("attention.html", '"tired"'), ("losses.html", '"tokens":')):
         assert told in (done.place / name).read_text()
     with (done.place / "projector" / "vectors.tsv").open() as file:
         assert len(list(csv.reader(file, delimiter="\t"))) == 40
