@@ -24,6 +24,7 @@ CHANGES = {"vocab": 512, "width": 64, "layers": 1, "rows": 8, "length": 32, "ste
 """,
     "02_import_a_block": 'CHANGES = {"rows": 16, "steps": 250, "seeds": 2}',
     "03_load_and_generate": 'SOURCE, PROMPT, NEW = "published", "The quick brown", 12',
+    "04_encoder_decoder_and_both": 'CHANGES = {"sentences": 1500, "steps": 300}',
     "06_fine_tune": 'START, CHANGES = "published", {"steps": 80, "full_lr": 3e-3, "adapter_lr": 1e-2}',
     "07_align": """
 CHANGES = {"people": 6, "pages": 200, "width": 64, "layers": 2, "rows": 8, "length": 64}
@@ -108,6 +109,21 @@ def test_a_published_model_is_opened_and_continues_a_prompt_by_every_strategy(ex
     assert scores["greedy"]["nats a token"] < scores["sample, all"]["nats a token"]
     assert ran.text("stream").count("|") > 1
     assert value(ran.text("pipeline"))["generated_text"].startswith("The quick brown")
+
+
+@pytest.mark.slow
+def test_an_encoder_and_both_tell_what_a_decoder_cannot_see(executed):
+    ran = executed("04_encoder_decoder_and_both", SMALL["04_encoder_decoder_and_both"])
+    for tag in ("visibility", "losses", "word"):
+        assert [shows(picture) for picture in ran.pictures(tag)] == [True]
+    objectives = ran.text("objectives")
+    assert [objectives.count(name) for name in (" in : ", " out: ")] == [3, 3]
+    assert "[MASK]" in objectives
+    assert "<extra_id_0>" in objectives
+    right = value(ran.text("mean"))
+    assert min(right["BERT"], right["T5"], right["GPT, the sound"]) > 0.6
+    assert right["GPT"] < 0.3
+    assert "<extra_id_1>" in ran.text("write")
 
 
 def encoder(place):
