@@ -12,7 +12,7 @@ from jaxformer.config import Card
 from jaxformer.families import llama
 from jaxformer.nn.model import Model
 
-SMALL = 'SOURCE, PROMPT, OTHER, WORD = "tiny", "a b c d", "a b e d", "dog"'
+SMALL = {"08_look_inside": 'SOURCE, PROMPT, OTHER, WORD = "tiny", "a b c d", "a b e d", "dog"'}
 PUBLISHED = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3}
 PUBLISHED |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
 
@@ -28,7 +28,7 @@ def tiny(place):
 
 @pytest.mark.slow
 def test_looking_inside_shows_pieces_heads_layers_losses_patches_and_neighbours(executed):
-    done = executed("08_look_inside", SMALL, tiny)
+    done = executed("08_look_inside", SMALL["08_look_inside"], tiny)
     assert "byte" in done.text("pieces")
     assert done.text("attention").count("of its look") == 5
     for tag in ("attention", "lens", "losses", "patching", "ablation", "embeddings"):
