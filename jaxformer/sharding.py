@@ -170,7 +170,8 @@ def abstract_params(model: Model, dtype: Any = None) -> dict[str, Any]:
 def _draw(model: Model, key: Array, dtype: Any) -> dict[str, Any]:
     tokens = jnp.zeros((1, 1), jnp.int32)
     both = model.config.encoder is not None and model.config.decoder is not None
-    params = model.init(key, tokens, tokens if both else None)["params"]
+    drawn = model.clone(kernel="auto")  # one that is asked for by name may have no use for a single token
+    params = drawn.init(key, tokens, tokens if both else None)["params"]
     return params if dtype is None else jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
 

@@ -16,9 +16,10 @@ from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxformer.nn.axes import partition, shards
+from jaxformer.nn.axes import constrain, partition_heads, shards
+from jaxformer.nn.ring_attention import attend_in_ring
 from jaxformer.nn.visibility import Visibility
-from jaxformer.nn.weigh import Terms, softmax, zero_the_blind
+from jaxformer.nn.weigh import Terms, heads_last, softmax, zero_the_blind
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ class Kernel:
 
     why_not: Callable[[Request], str | None]
     run: Callable[[Array, Array, Array, Terms], Array]
+    keys: str = "keys"
+    """What the length of its keys is called in axes.LOGICAL_AXES: all of a row's on each device, or "length"."""
 
 
 def attend(
@@ -80,8 +83,9 @@ def attend(
     """
     _check_shapes(q_BTHC, k_BSKC, v_BSKC, bias_HTS)
     terms = Terms(visibility, scale, softcap, bias_HTS)
-    name = choose(describe(q_BTHC, k_BSKC, terms), kernel)
-    return KERNELS[name].run(q_BTHC, k_BSKC, v_BSKC, terms)
+    chosen = KERNELS[choose(describe(q_BTHC, k_BSKC, terms), kernel)]
+    k_BSKC, v_BSKC = (constrain(x, ("batch", chosen.keys, "kv_heads", "head_dim")) for x in (k_BSKC, v_BSKC))
+    return chosen.run(q_BTHC, k_BSKC, v_BSKC, terms)
 
 
 def describe(q_BTHC: Array, k_BSKC: Array, terms: Terms) -> Request:
@@ -167,11 +171,10 @@ def _check_shapes(q_BTHC: Array, k_BSKC: Array, v_BSKC: Array, bias_HTS: Array |
 
 
 def _run_einsum(q_BTHC: Array, k_BSKC: Array, v_BSKC: Array, terms: Terms) -> Array:
-    (B, T, H, C), (S, K) = q_BTHC.shape, k_BSKC.shape[1:3]
-    weights_BKTGS = softmax(q_BTHC, k_BSKC, terms).astype(v_BSKC.dtype)
-    out_BKNC = jnp.einsum("BKNS,BKSC->BKNC", weights_BKTGS.reshape(B, K, -1, S), v_BSKC.transpose(0, 2, 1, 3))
-    out_BTHC = out_BKNC.reshape(B, K, T, H // K, C).transpose(0, 2, 1, 3, 4).reshape(B, T, H, C)
-    return zero_the_blind(out_BTHC, terms.visibility, S)
+    (B, T), (S, K) = q_BTHC.shape[:2], k_BSKC.shape[1:3]
+    weights_BKNS = softmax(q_BTHC, k_BSKC, terms).astype(v_BSKC.dtype).reshape(B, K, -1, S)
+    out_BKNC = jnp.einsum("BKNS,BKSC->BKNC", weights_BKNS, v_BSKC.transpose(0, 2, 1, 3))
+    return zero_the_blind(heads_last(out_BKNC, T), terms.visibility, S)
 
 
 def _why_not_xla(request: Request) -> str | None:
@@ -235,6 +238,20 @@ def _run_cudnn(q_BTHC: Array, k_BSKC: Array, v_BSKC: Array, terms: Terms) -> Arr
     return zero_the_blind(out_BTHC, visibility, keys)
 
 
+def _why_not_ring(request: Request) -> str | None:
+    if request.shards == 1:
+        return "needs a mesh that splits rows along their length, and these queries lie on one device"
+    if request.keys % request.shards:
+        return f"needs keys that divide over {request.shards} devices as the queries do, not {request.keys}"
+    if request.bias:
+        return "has no bias on the scores"
+    if request.start:
+        return "needs queries that begin at slot 0, not behind those of a cache"
+    if (request.causal or request.window is not None) and request.queries != request.keys:
+        return f"a causal or window mask needs as many keys as queries, not {request.keys} and {request.queries}"
+    return None
+
+
 def _why_not_splash(request: Request) -> str | None:
     if request.platform != "tpu":
         return f"needs a TPU, not {request.platform}"
@@ -260,13 +277,8 @@ def _run_splash(q_BTHC: Array, k_BSKC: Array, v_BSKC: Array, terms: Terms, inter
     The tests execute it by the interpreter alone (`interpret`), and lower it for TPU: not run on a TPU yet.
     """
     visibility, scale, softcap, _ = terms
-    spec_q = partition(q_BTHC.shape, ("batch", "length", "heads", "head_dim"))
-    spec_k = partition(k_BSKC.shape, ("batch", "keys", "kv_heads", "head_dim"))
-    if spec_q is not None and spec_k is not None and spec_q[2] != spec_k[2]:
-        # The query heads divide over the mesh and the key heads do not (one key head, say): one for each.
-        groups = q_BTHC.shape[2] // k_BSKC.shape[2]
-        k_BSKC, v_BSKC = jnp.repeat(k_BSKC, groups, axis=2), jnp.repeat(v_BSKC, groups, axis=2)
-        spec_k = P(*spec_k[:2], *spec_q[2:])
+    spec_q, spec_k, copies = partition_heads(q_BTHC.shape, k_BSKC.shape, "keys")
+    k_BSKC, v_BSKC = (x if copies == 1 else jnp.repeat(x, copies, axis=2) for x in (k_BSKC, v_BSKC))
     (queries, heads), keys = q_BTHC.shape[1:3], k_BSKC.shape[1]
     ids = _segment_ids(visibility, q_BTHC.shape[:2], k_BSKC.shape[:2])
     own = queries // shards((queries,), ("length",))
@@ -333,6 +345,7 @@ def _splash_blocks(queries: int, keys: int) -> splash.BlockSizes:
 KERNELS: dict[str, Kernel] = {
     "splash": Kernel(_why_not_splash, _run_splash),
     "cudnn": Kernel(_why_not_cudnn, _run_cudnn),
+    "ring": Kernel(_why_not_ring, attend_in_ring, "length"),
     "einsum": Kernel(lambda request: None, _run_einsum),
     "xla": Kernel(_why_not_xla, _run_xla),
 }

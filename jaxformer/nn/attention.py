@@ -32,6 +32,7 @@ class View:
     bias_HTS: Array | None = None
     """float32, added to the scores."""
     kernel: str = struct.field(pytree_node=False, default="auto")
+    """That of whole rows; beside a cache it is chosen, since what reads whole rows can do no single tokens."""
 
     def on_ring(self, places: int, length: int) -> "View":
         """The same of `length` queries on keys that a ring of so many places holds; raises ValueError if too few."""
@@ -85,9 +86,8 @@ class Attention(nn.Module):
             if view.rotation is not None:
                 k_BSKC = rotate(k_BSKC, view.rotation)
             k_BSKC, v_BSKC = tap(self, "key", k_BSKC), tap(self, "value", v_BSKC)
-            # Made where their tokens are, and only then gathered for everybody's queries.
-            k_BSKC, v_BSKC = (constrain(x, ("batch", "keys", "kv_heads", "head_dim")) for x in (k_BSKC, v_BSKC))
             if cache is not None:
+                k_BSKC, v_BSKC = (constrain(x, ("batch", "keys", "kv_heads", "head_dim")) for x in (k_BSKC, v_BSKC))
                 seen = view.visibility
                 valid_BR = None if seen.slots_k is None else seen.valid_k
                 cache = cache.write(k_BSKC, v_BSKC, 0 if self.cross else seen.start, layer, valid_BR)
@@ -98,7 +98,8 @@ class Attention(nn.Module):
             p_BHTS = probabilities(q_BTHC, k_BSKC, view.visibility, **terms)
             out_BTHC = weighted(tap(self, "probabilities", p_BHTS), v_BSKC)
         else:
-            out_BTHC = attend(q_BTHC, k_BSKC, v_BSKC, view.visibility, kernel=view.kernel, **terms)
+            kernel = view.kernel if cache is None else "auto"
+            out_BTHC = attend(q_BTHC, k_BSKC, v_BSKC, view.visibility, kernel=kernel, **terms)
         out_BTHC = tap(self, "heads", constrain(out_BTHC, ("batch", "length", "heads", "head_dim")))
         out = Linear((c.heads, c.head_dim), (width,), "out" in c.bias, name="out")
         return out(out_BTHC), cache

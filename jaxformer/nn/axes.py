@@ -52,6 +52,21 @@ def partition(shape: tuple[int, ...], axes: tuple[str, ...]) -> PartitionSpec | 
     )
 
 
+def partition_heads(
+    queries: tuple[int, ...], keys: tuple[int, ...], length: str
+) -> tuple[PartitionSpec | None, PartitionSpec | None, int]:
+    """Where queries [B, T, H, C], and keys and values [B, S, K, C], go for a kernel that is mapped over the mesh.
+
+    `length` is what S is called. And how often a key head is to be there: H/K times where the query heads divide over
+    the mesh and the key heads do not (one key head, say), else once.
+    """
+    of_queries = partition(queries, ("batch", "length", "heads", "head_dim"))
+    of_keys = partition(keys, ("batch", length, "kv_heads", "head_dim"))
+    if of_queries is None or of_keys is None or of_queries[2] == of_keys[2]:
+        return of_queries, of_keys, 1
+    return of_queries, PartitionSpec(*of_keys[:2], *of_queries[2:]), queries[2] // keys[2]
+
+
 def shards(shape: tuple[int, ...], axes: tuple[str, ...]) -> int:
     """How many devices `constrain` splits an array of this shape over; 1 without a mesh."""
     sizes = jax.sharding.get_abstract_mesh().shape

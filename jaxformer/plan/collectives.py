@@ -50,6 +50,9 @@ def collectives(text: str) -> list[Collective]:
     program, entry = _parsed(text)
     runs: dict[str, float] = defaultdict(float)
     _count(program, entry, 1, runs)
+    fused = {
+        name for place in program.values() for one in place.values() if one.op == "fusion" for name in _called(one)
+    }
     found: dict[tuple[str, str], tuple[float, float]] = {}
     for place, times in runs.items():
         for instruction in program[place].values():
@@ -57,8 +60,9 @@ def collectives(text: str) -> list[Collective]:
             if kind not in KINDS:
                 continue
             moved, kind = _moved(instruction, kind, "all-reduce-scatter" in place)
-            # The TPU compiler spreads one over several fusions: its channel says that it is one.
-            channel = re.search(r"channel_id=(\d+)", instruction.rest)
+            # The TPU compiler spreads one over several fusions: its channel says that it is one. Elsewhere a channel
+            # says nothing: all that a mapped function writes itself have the same.
+            channel = re.search(r"channel_id=(\d+)", instruction.rest) if place in fused else None
             key = kind, channel[1] if channel else f"{place}/{instruction.name}"
             found[key] = max(found.get(key, (0, 0)), (times, moved))
     sums = {kind: [pair for (own, _), pair in found.items() if own == kind] for kind, _ in found}

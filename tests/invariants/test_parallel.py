@@ -55,17 +55,20 @@ def even(name):
 FAMILIES = {
     "decoder": (with_dropout(even("rotary"), 0.1), CausalLM()),
     "nine heads": (nine_heads(), CausalLM()),
+    "gathering decoder": (with_dropout(even("rotary"), 0.1), CausalLM()),
     "odd vocabulary": (tiny_models()["rotary"], CausalLM()),
     "encoder": (even("encoder"), MaskedLM()),
     "encoder-decoder": (even("relative"), Seq2Seq("source", "target")),
     "experts": (even("experts"), CausalLM()),
 }
+KERNELS = {"gathering decoder": "einsum"}  # all others as jaxformer chooses: over sequence a ring, without a bias
 CASES = [
     ("decoder", {"data": 8}),
     ("decoder", {"fsdp": 8}),
     ("decoder", {"tensor": 2}),
     ("decoder", {"fsdp": 4, "tensor": 2}),
     ("decoder", {"data": 2, "sequence": 4}),
+    ("gathering decoder", {"data": 2, "sequence": 4}),
     ("nine heads", {"fsdp": 4, "tensor": 2}),
     ("odd vocabulary", {"tensor": 2}),
     ("encoder", {"sequence": 8}),
@@ -117,7 +120,8 @@ def batch(name, number):
 
 
 def model_of(name):
-    return Model(FAMILIES[name][0], compute="float32", card=Card(config={"decoder_start_token_id": 1}))
+    card = Card(config={"decoder_start_token_id": 1})
+    return Model(FAMILIES[name][0], compute="float32", kernel=KERNELS.get(name, "auto"), card=card)
 
 
 def mesh_of(mesh):
@@ -264,7 +268,7 @@ def collectives(compiled):
     return found
 
 
-def in_a_layer(mesh):
+def in_a_layer(mesh, name="decoder"):
     """What the devices tell each other about one layer of the decoder."""
     size = lambda *axes: math.prod(mesh.get(axis, 1) for axis in axes)
     config, found = FAMILIES["decoder"][0], Counter()
@@ -286,9 +290,17 @@ def in_a_layer(mesh):
         # Forward what attention and feed-forward give; back what came into query, key, value, gate and up.
         tell("all-reduce", (rows, LENGTH // size("sequence"), config.width), 2 + 5)
     if size("sequence") > 1:
-        held = rows, LENGTH, attention.kv_heads // size("tensor"), attention.head_dim
-        for kind in ("all-gather", "all-reduce"):  # keys and values, and their gradients
-            tell(kind, held, 2)
+        tokens, heads = LENGTH // size("sequence"), (attention.heads, attention.kv_heads)
+        of_queries, of_keys = ([n // size("tensor"), attention.head_dim] for n in heads)
+        if name in KERNELS:
+            for kind in ("all-gather", "all-reduce"):  # keys and values, and their gradients
+                tell(kind, (rows, LENGTH, *of_keys), 2)
+        else:
+            # Two stretches of keys and of values go round, and again with their gradients, which then go home.
+            tell("collective-permute", (2, rows, tokens // 2, *of_keys), 2 + 4 + 2)
+            # Before and behind that halves are exchanged: of queries and of what they get, of keys and of values.
+            tell("collective-permute", (rows, tokens // 2, *of_queries), 2 * 2 * 2)
+            tell("collective-permute", (rows, tokens // 2, *of_keys), 2 * 2 * 2)
     return +found
 
 
@@ -318,8 +330,8 @@ BESIDES = {
 @pytest.mark.parametrize("layout", BESIDES, ids=str)
 def test_devices_tell_each_other_what_they_must_and_no_more(layout):
     mesh = dict(zip(layout[::2], layout[1::2], strict=True))
-    found = collectives(of("decoder", mesh).compiled)
-    assert found == in_a_layer(mesh) + BESIDES[layout]
+    for name in ("decoder", *(KERNELS if "sequence" in mesh else ())):
+        assert collectives(of(name, mesh).compiled) == in_a_layer(mesh, name) + BESIDES[layout]
 
 
 def test_an_output_matrix_that_is_split_along_the_width_splits_no_layer():

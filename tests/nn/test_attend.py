@@ -278,6 +278,11 @@ CANNOT = [
     ("cudnn", replace(A100, shards=4), "queries of a row on one device, and these are split over 4"),
     ("cudnn", replace(A100, segments=True, keys=255), "even lengths"),
     ("cudnn", replace(A100, segments=True, bias=True), "no gradient for the bias alone"),
+    ("ring", CPU, "splits rows along their length, and these queries lie on one device"),
+    ("ring", replace(CPU, shards=4, causal=False, keys=258), "divide over 4 devices as the queries do, not 258"),
+    ("ring", replace(CPU, shards=4, keys=512), "as many keys as queries, not 512 and 256"),
+    ("ring", replace(CPU, shards=4, bias=True), "no bias"),
+    ("ring", replace(CPU, shards=4, start=True), "slot 0"),
     ("xla", replace(A100, softcap=True), "no soft-cap"),
     ("xla", replace(CPU, dtype="float16"), "does not compile for cpu"),
     ("xla", T4, "does not compile below compute capability 8.0"),
@@ -301,6 +306,10 @@ def test_a_kernel_that_is_asked_by_name_and_cannot_says_why(kernel, request_, re
         (replace(A100, capability=(9, 0), head_dim=256), "cudnn"),
         (replace(A100, segments=True, prefix=True), "cudnn"),
         (replace(A100, causal=False, bias=True), "cudnn"),
+        (replace(TPU, shards=2), "splash"),
+        (replace(TPU, shards=2, head_dim=80), "ring"),
+        (replace(A100, shards=2), "ring"),
+        (replace(A100, shards=2, bias=True), "einsum"),
         (T4, "einsum"),
         (CPU, "einsum"),
     ],
@@ -344,7 +353,7 @@ def test_the_request_tells_what_is_asked():
 
 
 def test_an_unknown_kernel_is_an_error_that_lists_them():
-    with pytest.raises(ValueError, match="auto or one of splash, cudnn, einsum, xla, got 'flash'"):
+    with pytest.raises(ValueError, match="auto or one of splash, cudnn, ring, einsum, xla, got 'flash'"):
         choose(CPU, "flash")
 
 

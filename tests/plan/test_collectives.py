@@ -55,6 +55,18 @@ def test_what_stands_in_a_loop_counts_once_in_each_turn():
     assert found == Collective("all-reduce", 15, 15 * 2 * SIZE / 8 * 7 / 8)
 
 
+def test_those_that_share_a_channel_count_each():
+    """jax gives one channel to all that a mapped function writes itself."""
+
+    def twice(x):
+        on = [(i, (i + 1) % 8) for i in range(8)]
+        return jax.lax.ppermute(jnp.tanh(jax.lax.ppermute(x, "fsdp", on)), "fsdp", on)
+
+    text = compiled(twice, P("fsdp"))
+    assert text.count("channel_id=1,") == 2
+    assert collectives(text) == [Collective("collective-permute", 2, 2 * SIZE / 8)]
+
+
 def test_a_step_without_other_devices_says_nothing():
     text = jax.jit(lambda x: x @ x).lower(np.ones((4, 4), np.float32)).compile().as_text()
     assert collectives(text) == []
