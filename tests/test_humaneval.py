@@ -18,6 +18,7 @@ from jaxformer.humaneval import Options, Problem
 from jaxformer.nn.model import Model
 from jaxformer.sandbox import PASSED
 from jaxformer.testing import randomized, tiny_models, tiny_tokenizer
+from jaxformer.text import records
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="no resource limits on Windows")
 
@@ -115,6 +116,9 @@ def test_problems_are_read_from_either_kind_of_file(file, tmp_path):
     file.write_text(file.read_text() + '{"task_id": "Test/2"}\n')
     with pytest.raises(ValueError, match=r"problems.jsonl:3: expected task_id, prompt, .*entry_point"):
         humaneval.read(file)
+    packed.write_bytes(gzip.compress(b" " * (records.LONGEST + 1)))
+    with pytest.raises(ValueError, match=f"problems.jsonl.gz: .* unpacks to more than {records.LONGEST} bytes"):
+        humaneval.read(packed)
 
 
 def test_without_the_package_its_name_is_told(monkeypatch):
