@@ -1,8 +1,8 @@
 """Checksums of a checkpoint's files: written with it, compared before anything of it is believed.
 
 `<step>/checksums.json` holds size and SHA-256 of every other file, when it was saved and by how many devices, and
-the SHA-256 of all that. Of what orbax adds as it gives the folder its name nothing depends on anything:
-commit_success.txt is not listed, and _CHECKPOINT_METADATA is taken without the time of the commit.
+the SHA-256 of all that. BOOKS are not listed: orbax still writes them when the rest is done, in a thread of its own,
+and nothing of a step depends on them.
 """
 
 import datetime
@@ -18,8 +18,8 @@ import jax
 import tensorstore
 
 FILE = "checksums.json"
-METADATA, COMMIT_TIME = "_CHECKPOINT_METADATA", "commit_timestamp_nsecs"
-COMMITTED = "commit_success.txt"
+METADATA = "_CHECKPOINT_METADATA"
+BOOKS = METADATA, "commit_success.txt"
 VERSION = 1
 THREADS = max(1, min(8, (os.cpu_count() or 1) // 2))
 """A save goes on beside steps, which want the rest of the cores."""
@@ -49,7 +49,7 @@ def write(folder: Path) -> None:
         "devices": jax.device_count(),
         "platform": jax.default_backend(),
     }
-    names = [str(name) for name in _files(folder) if name.name != FILE]
+    names = [name for name in map(str, _files(folder)) if name not in (FILE, *BOOKS)]
     with ThreadPoolExecutor(THREADS) as pool:
         files = dict(zip(names, pool.map(lambda name: _measured(folder / name), names), strict=True))
     with (folder / FILE).open("w", encoding="utf-8") as file:
@@ -87,7 +87,8 @@ def damages(
         return [str(error)]
     if listed is None:
         return _unreadable(folder, without)
-    files = {name: want for name, want in listed["files"].items() if name.partition("/")[0] not in without}
+    left_out = {*without, *BOOKS}  # earlier versions listed one of these
+    files = {name: want for name, want in listed["files"].items() if name.partition("/")[0] not in left_out}
     there = {*map(str, _files(folder))}  # what is not there is not opened: a name could lead anywhere
     with ThreadPoolExecutor(THREADS) as pool:
         compared = lambda name: _difference(folder / name, files[name], done) if name in there else "is missing"
@@ -100,7 +101,7 @@ def unexpected(folder: Path) -> list[str]:
         listed = read(folder)
     except (ValueError, OSError):
         return []
-    known = {FILE, COMMITTED, *listed["files"]} if listed else {name.as_posix() for name in _files(folder)}
+    known = {FILE, *BOOKS, *listed["files"]} if listed else {name.as_posix() for name in _files(folder)}
     return [f"{name}: was not saved with the checkpoint" for name in map(str, _files(folder)) if name not in known]
 
 
@@ -114,10 +115,6 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _measured(path: Path) -> Json:
-    if path.name == METADATA:
-        known = json.loads(path.read_bytes())
-        stable = json.dumps({name: part for name, part in known.items() if name != COMMIT_TIME}, sort_keys=True)
-        return {"bytes": len(stable), "sha256": hashlib.sha256(stable.encode()).hexdigest()}
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return {"bytes": file.tell(), "sha256": digest}
@@ -131,8 +128,6 @@ def _difference(path: Path, want: Json, done: Callable[[int], None]) -> str | No
         found = _measured(path)
     except OSError as error:
         return f"cannot be read: {error.strerror}"
-    except (ValueError, AttributeError):
-        return "is no JSON any more"
     done(found["bytes"])
     if found["bytes"] != want["bytes"]:
         return f"has {found['bytes']:,} bytes, {want['bytes']:,} were written"
