@@ -19,8 +19,8 @@ from jaxformer.nn.model import Model
 
 AXES = ("data", "fsdp", "expert", "sequence", "tensor")
 """The mesh axes, outermost first: the last are neighbours, and what is split over them talks most, in every layer."""
-BATCH = ("data", "fsdp", "expert")
-"""The mesh axes that a batch's rows are split over."""
+BATCH = ("data", "expert", "fsdp")
+"""The mesh axes that a batch's rows are split over, in the order of nn.axes."""
 SMALL = 2**20
 """Bytes below which a leaf that fits no placement is simply replicated."""
 

@@ -9,7 +9,8 @@ from jax import Array
 from jax.sharding import PartitionSpec
 
 LOGICAL_AXES: dict[str, tuple[str, ...]] = {
-    "batch": ("data", "fsdp", "expert"),
+    "batch": ("data", "expert", "fsdp"),
+    "rows_by_table": ("data", "expert"),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
@@ -17,10 +18,16 @@ LOGICAL_AXES: dict[str, tuple[str, ...]] = {
     "length": ("sequence",),
     "keys": (),
     "width": (),
+    "table_width": ("fsdp",),
     "head_dim": (),
 }
-"""{what a dimension is called: the mesh axes that it is split over}. "length" is that of whatever stands for tokens;
-"keys" is the length of keys and values once queries are to look at all of them: context parallelism by gathering."""
+"""{what a dimension is called: the mesh axes that it is split over}.
+
+- "length" is that of whatever stands for tokens.
+- "keys" is the length of keys and values once queries are to look at all of them: context parallelism by gathering.
+- "rows_by_table" and "table_width" are where embeddings are looked up. From there to "batch" leads an exchange over
+  fsdp, since that stands last in it.
+"""
 
 
 def constrain(x: Array, axes: tuple[str, ...]) -> Array:

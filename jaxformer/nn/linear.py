@@ -12,6 +12,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxformer import tree
+from jaxformer.nn.axes import constrain
 
 FEW = 64
 """Rows of x up to which a turned kernel comes first in the product."""
@@ -240,9 +241,17 @@ class Embed(nn.Module):
         """Make the table."""
         self.embedding = self.param("embedding", nn.initializers.normal(0.02), (self.rows, self.width))
 
-    def __call__(self, index: Array) -> Array:
-        """Index [...] int -> [..., D] in the table's dtype; an index outside the table gives NaN."""
-        return jnp.take(self.embedding, index, axis=0, mode="fill")
+    def __call__(self, index_BT: Array, dtype: Any) -> Array:
+        """Index int [B, T] -> [B, T, D]; an index outside the table gives NaN.
+
+        Over a mesh a device looks up its part of the width for the rows of all that have the other parts; then parts
+        are exchanged for rows. Left to itself the compiler brings together the table, or what all looked up.
+        """
+        for rows in ("batch", "rows_by_table"):
+            index_BT = constrain(index_BT, (rows, "length"))
+        x_BTD = jnp.take(self.embedding, index_BT, axis=0, mode="fill").astype(dtype)
+        x_BTD = constrain(x_BTD, ("rows_by_table", "length", "table_width"))
+        return constrain(x_BTD, ("batch", "length", "width"))
 
 
 @struct.dataclass

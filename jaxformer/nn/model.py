@@ -272,7 +272,7 @@ class Model(nn.Module):
             raise ValueError("give either tokens [B, T] or embeddings [B, T, D], not both or neither")
         if tokens is not None and (tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer)):
             raise ValueError(f"tokens must be integers of shape [B, T], got {tokens.dtype} {tokens.shape}")
-        return (self.embed(tokens) if embeddings is None else embeddings).astype(self.dtype)
+        return self.embed(tokens, self.dtype) if embeddings is None else embeddings.astype(self.dtype)
 
     def _cross(self, hidden: Array | None, mask: Any, segments: Any, encoder_segments: Any) -> View | None:
         if self.config.encoder is None:

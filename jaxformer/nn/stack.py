@@ -83,12 +83,12 @@ class Stack(nn.Module):
         width = x_BTE.shape[-1]
         if isinstance(c.positions, LearnedConfig):
             table = Embed(c.positions.length + c.positions.offset, width, name="position")
-            x_BTE += table(positions_BT + c.positions.offset).astype(x_BTE.dtype)
+            x_BTE += table(positions_BT + c.positions.offset, x_BTE.dtype)
         elif isinstance(c.positions, SinusoidConfig):
             x_BTE += sinusoid(positions_BT, width, c.positions).astype(x_BTE.dtype)
         if c.segments:
             types_BT = jnp.zeros(x_BTE.shape[:2], jnp.int32) if types_BT is None else types_BT
-            x_BTE += Embed(c.segments, width, name="segment")(types_BT).astype(x_BTE.dtype)
+            x_BTE += Embed(c.segments, width, name="segment")(types_BT, x_BTE.dtype)
         if c.norm is not None:
             x_BTE = Norm(c.norm, name="input_norm")(x_BTE)
         x_BTE = nn.Dropout(c.dropout, deterministic=deterministic)(x_BTE)

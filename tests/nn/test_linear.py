@@ -53,9 +53,10 @@ def test_kernels_begin_with_unit_gain():
 
 def test_an_index_outside_the_table_gives_not_a_number_for_itself_alone():
     embed = Embed(3, 4)
-    params = embed.init(jax.random.key(0), jnp.zeros((1,), jnp.int32))
-    rows = embed.apply(params, jnp.asarray([0, 3, 2]))
-    assert np.isnan(rows).all(-1).tolist() == [False, True, False]
+    params = embed.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32), "float32")
+    rows = embed.apply(params, jnp.asarray([[0, 3, 2]]), "bfloat16")
+    assert rows.dtype == "bfloat16"
+    assert np.isnan(rows).all(-1).tolist() == [[False, True, False]]
 
 
 @pytest.mark.parametrize("tied", [True, False])
