@@ -35,7 +35,7 @@ class Job:
 
     `devices`: CPU devices of each process. `told(process, processes, port)`: environment variables in place of the
     options that tell where the others are. `each(process)`: options of one process. `program` is what runs in place
-    of `jaxformer train`, `more` its environment beside ours.
+    of `jaxformer train`, `config` in place of kill.py; `more` is its environment beside ours.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class Job:
         told: Callable[[int, int, int], Mapping[str, str]] | None = None,
         program: Sequence[str] = TRAIN,
         each: Callable[[int], Sequence[str]] = lambda i: (),
+        config: Path = CONFIG,
         **more: str,
     ) -> None:
         self.run = folder / "killed"
@@ -57,7 +58,7 @@ class Job:
         port = free_port()
         flags = f"--xla_force_host_platform_device_count={devices}"
         shared = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(Path(__file__).parents[1])} | more
-        command = [*program, str(CONFIG), "--folder", str(folder), "--mesh.data", "1", "--mesh.fsdp", "-1"]
+        command = [*program, str(config), "--folder", str(folder), "--mesh.data", "1", "--mesh.fsdp", "-1"]
         command += ["--heartbeat", str(heartbeat), *options]
         self.processes = []
         for i, output in enumerate(self.outputs):

@@ -145,17 +145,20 @@ def _agreed(work: Callable[[], Any] | None, waits: bool, tells: bool = False) ->
     if jax.process_count() == 1:
         assert work is not None
         return work()
-    service, turn, here = _service(), f"jaxformer/{next(_TURNS)}", jax.process_index()
+    service, number, here = _service(), next(_TURNS), jax.process_index()
+    turn = f"jaxformer/{number}"
     first: dict[str, Any] = json.loads(_heard(f"{turn}/0")) if waits and here else {}
-    result, failure = first.get("value"), None
+    result, failure, told = first.get("value"), None, "{}"
     if work is not None and "failure" not in first:
         try:
             result = work()
+            told = json.dumps({"value": result} if tells else {})
         except Exception as error:
-            failure = error
-    told = {"failure": str(failure)} if failure is not None else {"value": result} if tells else {}
-    service.key_value_set(f"{turn}/{here}", json.dumps(told))
+            failure, told = error, json.dumps({"failure": str(error)})
+    service.key_value_set(f"{turn}/{here}", told)
     service.wait_at_barrier(f"{turn}/all", WEEK)
+    if is_first():  # all have read what was told before, and steps on policy tell of thousands of rewards
+        service.key_value_delete(f"jaxformer/{number - 1}")
     if failure is not None:
         raise failure
     for key, value in sorted(service.key_value_dir_get(turn)):
@@ -182,7 +185,7 @@ def _service() -> Any:
 def begun_together(jitted: Any) -> Any:
     """A jitted function that no process calls for the first time before all have compiled it.
 
-    Collectives between CPUs give up where one process comes to them half a minute before another (jax 0.10).
+    What is called with arguments of other shapes is to be called `together` each time.
     """
     if jax.process_count() == 1:
         return jitted
@@ -190,12 +193,27 @@ def begun_together(jitted: Any) -> Any:
 
     def call(*given: Any) -> Any:
         nonlocal begun
-        if not begun:
-            at_once(lambda: jitted.lower(*given).compile())
-            begun = True
-        return jitted(*given)
+        if begun:
+            return jitted(*given)
+        begun = True
+        return together(jitted, *given)
 
     return call
+
+
+def together(jitted: Any, *given: Any) -> Any:
+    """jitted(*given), which no process begins before all have compiled it, where `given` is spread over several.
+
+    Collectives between CPUs give up where one process comes to them half a minute before another (jax 0.10).
+    """
+    if is_spread(given):
+        at_once(lambda: jitted.lower(*given).compile())
+    return jitted(*given)
+
+
+def is_spread(leaves: Any) -> bool:
+    """Whether arrays lie on devices of several processes: then these compute with them together, or not at all."""
+    return any(isinstance(leaf, jax.Array) and not leaf.is_fully_addressable for leaf in jax.tree.leaves(leaves))
 
 
 def read(leaf: Any) -> np.ndarray:

@@ -2,9 +2,9 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,7 +17,6 @@ from jaxformer.align.rollout import Roller
 from jaxformer.experiment import Experiment
 from jaxformer.feed import HeldOut
 from jaxformer.objective import Predicting
-from jaxformer.sharding import MeshConfig
 from jaxformer.starting import Start
 from jaxformer.stepping import compiler_options
 from jaxformer.text.corpus import DataConfig
@@ -27,8 +26,6 @@ from jaxformer.train import evaluate
 from jaxformer.train.loop import Values
 from jaxformer.train.progress import TrainingProgress
 from jaxformer.train.state import EVALUATION, stream_key
-
-T = TypeVar("T")
 
 
 class Evaluator:
@@ -72,15 +69,11 @@ class Evaluator:
             return {}
         for part in self.parts:
             documents = list(itertools.islice(part.documents, e.predictions))
-
-            def scored(held: Any) -> Values:
-                with self.say.busy(f"predicting for {len(documents)} held-out documents"):
-                    found = task.predict(self.start.model, held, tokenizer, documents, e.rows, e.length)
-                return dict(task.score(found, documents))
-
-            before = f"{part.name}/" if part.name else ""
-            found = by_first(scored, self.start.variables(trained))
-            scores |= {f"{before}{name}": value for name, value in found.items()}
+            held, before = self.start.variables(trained), f"{part.name}/" if part.name else ""
+            with self.say.busy(f"predicting for {len(documents)} held-out documents"):
+                found = task.predict(self.start.model, held, tokenizer, documents, e.rows, e.length)
+            said = distributed.from_first(functools.partial(task.score, found, documents))
+            scores |= {f"{before}{name}": value for name, value in said.items()}
         return scores
 
     def _sums(self, part: HeldOut, trained: Any, most: int | None, stride: int | None) -> evaluate.Sums:
@@ -110,23 +103,6 @@ class Evaluator:
     def _make_batches(self, part: HeldOut, stride: int | None) -> EvaluationBatches:
         e, context = self.experiment, {} if stride is None else {"stride": stride}
         return EvaluationBatches(e.task.rows(part.store, self.start.tokenizer, e.length, None, **context), e.rows)
-
-
-def by_first(work: Callable[[Any], T], params: Any) -> T:
-    """work(params), of several processes in the first alone, with all of `params` on one of its devices.
-
-    What it returns, JSON values, is told to all.
-    """
-    if jax.process_count() == 1:
-        return work(params)
-    whole = distributed.collected(params)
-
-    def alone() -> T:
-        device = jax.local_devices()[0]
-        with jax.set_mesh(sharding.make_mesh(MeshConfig(), [device])):
-            return work(jax.device_put(whole, device))
-
-    return distributed.from_first(alone)
 
 
 def _roller(experiment: Experiment, start: Start) -> Roller | None:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
 from jaxformer import codec, distributed, sharding
@@ -26,10 +25,8 @@ from jaxformer.train.progress import TrainingProgress
 
 
 def check_rows(experiment: Experiment, mesh: Mesh) -> None:
-    """Raises ValueError where devices cannot share rows, or the tokens of a row, evenly, or processes not at all."""
+    """Raises ValueError where devices cannot share rows, or the tokens of a row, evenly."""
     sharing, task = math.prod(mesh.shape[axis] for axis in sharding.BATCH), experiment.task
-    if isinstance(task, Online) and jax.process_count() > 1:
-        raise ValueError("a task that learns from its own answers runs in one process: start it without the others")
     rows = experiment.rows * task.group // task.minibatches if isinstance(task, Online) else experiment.rows
     wrong = []
     if rows // experiment.accumulate % sharing:

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from jaxformer import codec, distributed, optimizer, sharding, source, starting, stepping, tree
 from jaxformer.align.learner import Learner
 from jaxformer.align.online import Online
-from jaxformer.evaluating import Evaluator, by_first
+from jaxformer.evaluating import Evaluator
 from jaxformer.experiment import CHANGEABLE, Experiment
 from jaxformer.feed import Feed, check_rows, compressors, make_feed
 from jaxformer.generation import Sample, generate
@@ -274,7 +274,7 @@ class Fitter:
             result |= {"compressors": self.marks, "time": self._goodput()}
             self.say.spent(result["time"])
             if self.tokenizer is not None and e.prompts:
-                by_first(self._complete, self.start.whole(averaged(state)))
+                self._complete(self.start.whole(averaged(state)))
             distributed.from_first(lambda: write_json(file, result))
             self.watch.write("finished")
         return Run(self.folder, self.start, state, self.tokenizer, result["evaluation"], True)
@@ -366,7 +366,8 @@ class Fitter:
 
 def reopened(experiment: Experiment, folder: Path, mesh: Mesh) -> Start:
     """What the run in this folder began with; nothing is written."""
-    found, place = starting.loaded(experiment, mesh), folder / "tokenizer"
+    found = distributed.at_once(lambda: starting.loaded(experiment, mesh))
+    place = folder / "tokenizer"
     tokenizer = found[2] if found else load_tokenizer(place) if place.exists() else None
     return starting.begin(experiment, found, tokenizer, mesh)
 

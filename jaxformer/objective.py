@@ -11,7 +11,7 @@ from flax import struct
 from jax import Array
 from jax.sharding import Mesh
 
-from jaxformer import tree
+from jaxformer import distributed, tree
 from jaxformer.config import Card, ExtraHeadConfig, LearnedConfig, ModelConfig
 from jaxformer.losses import Metrics, cross_entropy
 from jaxformer.nn.model import Model, Output
@@ -97,11 +97,15 @@ class Predicting(Protocol):
         rows: int,
         length: int,
     ) -> list[Any]:
-        """A prediction for each document, computed `rows` at a time; `held` is what `model.apply` takes."""
+        """A prediction for each document, computed `rows` at a time; `variables` is what `model.apply` takes.
+
+        Of many processes all call it, with equal documents, and run what it runs; `computed`, `generate` and
+        `distributed.read` give arrays that may be spread over them.
+        """
         ...
 
     def score(self, predictions: list[Any], documents: Sequence[Document]) -> dict[str, float]:
-        """How good they are, beside what the documents say."""
+        """How good they are, beside what the documents say. Of many processes the first alone is asked."""
         ...
 
 
@@ -290,10 +294,10 @@ def computed(
     function: Callable[[Any, dict[str, Array]], Array], held: Any, rows: Sequence[Row], size: int
 ) -> list[np.ndarray]:
     """function(held, batch) [size, ...] of all rows, `size` of them in a batch, as one array for each."""
-    compiled, found = jax.jit(function), list[np.ndarray]()
+    compiled, found = distributed.begun_together(jax.jit(function)), list[np.ndarray]()
     for start in range(0, len(rows), size):
         some = [*rows[start : start + size]]
         blank = {name: np.zeros_like(values) for name, values in some[0].items()}
         out = compiled(held, stack(some + [blank] * (size - len(some))))
-        found += [*np.asarray(out)[: len(some)]]
+        found += [*distributed.read(out)[: len(some)]]
     return found

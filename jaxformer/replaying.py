@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxformer import codec, sharding, tree
+from jaxformer import codec, distributed, sharding, tree
 from jaxformer.align.learner import Learner
 from jaxformer.align.rollout import Rollout
 from jaxformer.evaluating import recorded
@@ -64,21 +65,22 @@ def replay(experiment: Experiment, step: int, *, progress: bool = True) -> Repla
     """Takes `step` of the experiment's run again, and the steps between it and the newest checkpoint before it.
 
     What may change when a run is continued is taken from the run's own record, but for the mesh. Nothing is
-    written into the run's folder.
+    written into the run's folder. In many processes it is to be called in all of them, with the same arguments.
 
     Raises FileNotFoundError where there is no such run, ValueError where it is another experiment's, has no such
     step, or its data changed.
     """
-    e = _recorded(experiment)
-    if not 1 <= step <= e.steps:
-        raise ValueError(f"--replay {step}: {e.path} has the steps 1 to {e.steps}")
-    mesh, say = sharding.make_mesh(e.mesh), TrainingProgress(step, quiet=not progress)
+    first = distributed.from_first(lambda: [step, codec.to_json(experiment)])
+    e = distributed.at_once(lambda: _recorded(experiment, step, first))
+    mesh = sharding.make_mesh(e.mesh)
+    say = TrainingProgress(step, quiet=not progress or not distributed.is_first())
     check_rows(e, mesh)
     start = reopened(e, e.path, mesh)
-    feed = make_feed(e, open_corpora(None, e.data, e.task.columns), start, say)
-    with jax.set_mesh(mesh):
+    corpora = distributed.at_once(lambda: open_corpora(None, e.data, e.task.columns))
+    feed = make_feed(e, corpora, start, say)
+    with jax.set_mesh(mesh), distributed.all_alive():
         fitter = Fitter(e, e.path, start, feed, say, None)
-        fitter.passed_over = rollback.read(read_metrics(e.path))
+        fitter.passed_over = distributed.from_first(lambda: rollback.read(read_metrics(e.path)))
         state = _before(fitter, step)
         since = int(state.step)
         say.notice(f"replaying step {step} of {e.path}, from {f'checkpoint {since}' if since else 'the beginning'}")
@@ -98,8 +100,13 @@ def replay(experiment: Experiment, step: int, *, progress: bool = True) -> Repla
     return Replay(step, since, values, _logged(e.path, step), norms, rows)
 
 
-def _recorded(experiment: Experiment) -> Experiment:
-    """The experiment as its run records it. Raises ValueError where the run is another one's, or cannot run here."""
+def _recorded(experiment: Experiment, step: int, first: list[Any]) -> Experiment:
+    """The experiment as its run records it; `first`: what process 0 was given, the step and the experiment.
+
+    Raises ValueError where the run is another one's, has no such step, or cannot run here.
+    """
+    if [step, codec.to_json(experiment)] != first:
+        raise ValueError(f"this process was given another step or experiment than process 0: --replay {first[0]}")
     found = recorded(experiment.path)
     old, new = (tree.flatten(codec.to_json(e)) for e in (found, experiment))
     fixed = [path for path in old | new if not any(tree.matches(pattern, path) for pattern in CHANGEABLE)]
@@ -107,6 +114,8 @@ def _recorded(experiment: Experiment) -> Experiment:
     if wrong:
         lines = [f"  - {path.replace('/', '.')}: {old.get(path)} -> {new.get(path)}" for path in sorted(wrong)]
         raise ValueError(f"{experiment.path} belongs to another experiment:\n" + "\n".join(lines))
+    if not 1 <= step <= found.steps:
+        raise ValueError(f"--replay {step}: {experiment.path} has the steps 1 to {found.steps}")
     return replace(found, name=experiment.name, folder=experiment.folder, mesh=experiment.mesh).validate()
 
 
@@ -115,7 +124,7 @@ def _before(fitter: Fitter, step: int) -> TrainState:
     folder = fitter.folder / "checkpoints"
     if folder.is_dir():
         with Checkpoints(folder, read_only=True) as checkpoints:
-            if saved := [found for found in checkpoints.steps() if found < step]:
+            if saved := [found for found in distributed.from_first(checkpoints.steps) if found < step]:
                 state, data, _ = checkpoints.restore(fitter.abstract(), saved[-1])
                 fitter.feed.batches.check(data)
                 return state
@@ -125,12 +134,13 @@ def _before(fitter: Fitter, step: int) -> TrainState:
 def _norms(e: Experiment, fitter: Fitter, state: TrainState, batch: Any) -> dict[str, float]:
     differentiate = make_gradients(e.task.loss(fitter.model, train=True), seed=e.seed, accumulate=e.accumulate)
 
-    @jax.jit
     def norms(state: TrainState, frozen: Any, batch: Any) -> dict[str, Array]:
         flat = tree.flatten(differentiate(state, frozen, batch)[0])
         return {path: jnp.sqrt(jnp.square(leaf.astype(jnp.float32)).sum()) for path, leaf in flat.items()}
 
-    found = {path: float(norm) for path, norm in norms(state, fitter.start.frozen, batch).items()}
+    jitted = jax.jit(norms, out_shardings=NamedSharding(fitter.mesh, PartitionSpec()))
+    computed = distributed.begun_together(jitted)(state, fitter.start.frozen, batch)
+    found = {path: float(norm) for path, norm in computed.items()}
     # Those that are not numbers come first: they are what one looks for.
     return dict(sorted(found.items(), key=lambda item: -np.nan_to_num(item[1], nan=np.inf)))
 

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 from jax import Array
 
+from jaxformer import distributed
 from jaxformer.align.advantage import adapted
 from jaxformer.align.online import PPO, Online
 from jaxformer.align.rollout import Roller, Rollout, joined
@@ -65,8 +66,9 @@ class Learner:
         parts = task.minibatches * accumulate
         step = make_step(task.loss(model, train=True), rule, seed=seed, accumulate=accumulate)
         ready = lambda params, frozen, rows, weight: prepared(task, model, params, frozen, rows, weight, parts)
-        self.prepared = jax.jit(ready)
-        self.learned = jax.jit(lambda *given: learned(task, step, *given), donate_argnums=0, **compiled)
+        self.prepared = distributed.begun_together(jax.jit(ready))
+        learn = jax.jit(lambda *given: learned(task, step, *given), donate_argnums=0, **compiled)
+        self.learned = distributed.begun_together(learn)
 
     def __call__(self, state: TrainState, frozen: Any, batch: Mapping[str, np.ndarray]) -> tuple[TrainState, Metrics]:
         """See the class."""
@@ -79,10 +81,10 @@ class Learner:
         weight = held_number(state.opt_state) if is_adaptive(self.task) else jnp.float32(self.task.beta)
         rows = self.place({name: rollout.rows[name] for name in READ})
         rows, metrics = self.prepared(state.params, frozen, rows, weight)
-        state, learned = self.learned(state, frozen, rows, self._order(number, len(rollout.texts)), metrics)
-        jax.block_until_ready(learned)
+        state, metrics = self.learned(state, frozen, rows, self._order(number, len(rollout.texts)), metrics)
+        jax.block_until_ready(metrics)
         self.seconds[number + 1] = rollout.seconds | {"learning": time.perf_counter() - begun}
-        return state, values | metrics | learned
+        return state, values | metrics
 
     def rolled(self, params: Any, frozen: Any, batch: Mapping[str, np.ndarray], number: int) -> Rollout:
         """All that a step draws: one round after the other, until enough prompts are telling or none is left."""
@@ -148,7 +150,9 @@ def learned(
     order: Array,
     metrics: Metrics,
 ) -> tuple[TrainState, Metrics]:
-    """(the state after an update for each row of `order` int [U, rows of it], the sums of their metrics)."""
+    """(the state after an update for each row of `order` int [U, rows of it], the sums of their metrics beside those
+    of the rollout).
+    """
 
     def update(state: TrainState, places: Array) -> tuple[TrainState, Metrics]:
         return step(state, frozen, jax.tree.map(lambda x: x[places], dict(rows)))
@@ -165,4 +169,4 @@ def learned(
         new = adapted(old, total / jnp.maximum(weight, 1e-9), task.target, task.horizon, weight)
         opt_state = set_number(opt_state, new)
     after = dataclasses.replace(inner, step=number + 1, opt_state=opt_state)
-    return after, jax.tree.map(lambda x: x.sum(0), found)
+    return after, metrics | jax.tree.map(lambda x: x.sum(0), found)

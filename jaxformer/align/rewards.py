@@ -7,6 +7,7 @@ A function is known by the name under which it is registered, so that an experim
         return [float(answer.endswith("please.")) for answer in answers]
 """
 
+import contextlib
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -18,19 +19,21 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from jaxformer import scores
+from jaxformer import distributed, scores, sharding
 from jaxformer.align.exchange import Asked
 from jaxformer.align.reward import HEAD, Reward, read_row
 from jaxformer.generation.prompts import bucket
 from jaxformer.nn.model import Model
 from jaxformer.objective import head_problems, read_off
+from jaxformer.sharding import MeshConfig
 from jaxformer.source import from_pretrained
 from jaxformer.text.index import stack
 from jaxformer.text.tokenizer import Tokenizer
 
 Record = Mapping[str, Any]
 Function = Callable[[Sequence[Asked], Sequence[str], Sequence[Record]], Sequence[float]]
-"""(prompts, answers, the records that the prompts are of) -> a number for each answer."""
+"""(prompts, answers, the records that the prompts are of) -> a number for each answer. Of many processes the first
+alone is asked."""
 FUNCTIONS: dict[str, Function] = {}
 
 
@@ -109,7 +112,8 @@ class Judges:
     def __init__(self, rewards: Sequence[AnyReward], mesh: Mesh | None = None) -> None:
         self.rewards = rewards
         self.asked: list[Any] = [
-            FUNCTIONS[each.name] if isinstance(each, FunctionReward) else _Model(each, mesh) for each in rewards
+            _Function(FUNCTIONS[each.name]) if isinstance(each, FunctionReward) else _Model(each, mesh)
+            for each in rewards
         ]
 
     def __call__(
@@ -121,7 +125,7 @@ class Judges:
         """
         found: dict[str, np.ndarray] = {}
         for each, ask in zip(self.rewards, self.asked, strict=True):
-            said = np.asarray(ask(prompts, answers, records), np.float32)
+            said = ask(prompts, answers, records)
             if said.shape != (len(answers),) or not np.isfinite(said).all():
                 raise ValueError(
                     f"the reward {each.name!r}: expected {len(answers)} finite numbers, one for each answer, got "
@@ -130,6 +134,23 @@ class Judges:
             found[each.name] = said
         total = sum(each.weight * found[each.name] for each in self.rewards)
         return np.asarray(total, np.float32), found
+
+
+@dataclass(frozen=True)
+class _Function:
+    """Of several processes the first alone asks it, and tells all: it may say something else each time."""
+
+    function: Function
+
+    def __call__(self, *given: Any) -> np.ndarray:
+        return np.asarray(distributed.from_first(lambda: self._asked(*given)), np.float32)
+
+    def _asked(self, *given: Any) -> list[float]:
+        with contextlib.ExitStack() as stack:
+            if jax.process_count() > 1:  # no other process would compute with this one on the mesh of all
+                stack.enter_context(jax.set_mesh(sharding.make_mesh(MeshConfig(), jax.local_devices()[:1])))
+            found: list[float] = np.asarray(self.function(*given), np.float32).tolist()
+        return found
 
 
 class _Model:
@@ -156,7 +177,8 @@ class _Model:
             some = order[first : first + size]
             length = min(bucket(max(len(read[i][0]) for i in some)), self.config.length)
             filled = [read_row(*read[i], length) for i in some + some[-1:] * (size - len(some))]
-            found[some] = np.asarray(judged(self.model, self.params, stack(filled)))[: len(some)]
+            said = distributed.together(judged, self.model, self.params, stack(filled))
+            found[some] = distributed.read(said)[: len(some)]
         return found
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import jax
 import tyro
 from rich.console import Console
 from rich.table import Table
@@ -51,9 +50,9 @@ def main(arguments: list[str]) -> int:
     for line in machine.warnings() if distributed.is_first() else ():
         print(f"warning: {line}", file=sys.stderr)
     if options.replay is not None:
-        if jax.process_count() > 1:
-            raise ValueError("--replay looks into a run from one process: start it without the others")
-        tell(replay(options.experiment, options.replay))
+        found = replay(options.experiment, options.replay)
+        if distributed.is_first():
+            tell(found)
         return 0
     return 0 if fit(options.experiment, fresh=options.fresh).finished else 130
 

@@ -14,6 +14,7 @@ import numpy as np
 from flax import struct
 from jax import Array, lax
 
+from jaxformer import distributed
 from jaxformer.generation import phrases, process
 from jaxformer.generation.phrases import Phrase
 from jaxformer.generation.prefill import Prefilled
@@ -167,7 +168,7 @@ class Search:
     def best(self, count: int, width: int) -> Hypotheses:
         """The `count` best that have ended of each prompt's `width` beams, on the host: rows side by side."""
         finished = jax.tree.map(
-            lambda leaf: np.asarray(leaf).reshape(-1, width, *leaf.shape[2:]), self.beams.finished
+            lambda leaf: distributed.read(leaf).reshape(-1, width, *leaf.shape[2:]), self.beams.finished
         )
         order = np.argsort(-finished.ranks, axis=1, kind="stable")[:, :count]
         chosen = np.arange(len(order))[:, None], order

@@ -11,6 +11,7 @@ import numpy as np
 from flax import struct
 from jax import Array, lax
 
+from jaxformer import distributed
 from jaxformer.config import Card
 from jaxformer.generation import beam, contrast, draw, guide, layout, process, prompts, speculate
 from jaxformer.generation.beam import Beam, Search
@@ -84,23 +85,25 @@ def generate(
     for each new one; another number compiles anew. `past`: what all prompts begin with, by `remember`; the rest alone
     is read.
 
+    Where the parameters are spread over several processes, all are to call this with the same arguments.
+
     Raises ValueError, before any work, for prompts that are empty, hold ids that the model does not know, or
     do not fit its positions together with the new tokens, and for numbers out of their range.
     """
     given = mask, strategy, eos, pad, decoder_tokens, samples, key, adapter, prefix, alternatives, past
     state, request = start(model, params, tokens, max_new_tokens, *given, whole=True)
-    state = steps(model, state, request, np.int32(max_new_tokens))
+    state = distributed.together(steps, model, state, request, np.int32(max_new_tokens))
     found = state.best(samples, request.strategy.width) if isinstance(state, Search) else state
-    new = slice(None), slice(max_new_tokens)
-    likeliest = None if found.alternatives is None else tuple(np.asarray(leaf)[new] for leaf in found.alternatives)
+    columns = found.tokens, found.scores, found.alternatives
+    tokens, scores, likeliest = jax.tree.map(lambda leaf: distributed.read(leaf)[:, :max_new_tokens], columns)
     return Generated(
-        np.asarray(found.tokens)[new],
-        np.asarray(found.lengths),
-        np.asarray(found.scores)[new],
+        tokens,
+        distributed.read(found.lengths),
+        scores,
         request.key,
         found.ranks if isinstance(state, Search) else None,
         likeliest,
-        int(state.passes) if isinstance(state, Speculation) else None,
+        int(distributed.read(state.passes)) if isinstance(state, Speculation) else None,
     )
 
 
@@ -150,7 +153,7 @@ def start(
         ids,
         np.int32(pad),
         np.int32(max_new_tokens),
-        jax.random.key(secrets.randbits(31)) if key is None else key,
+        jax.random.key(_seed(params)) if key is None else key,
         alternatives,
     )
     guesses = getattr(asked, "count", 0)
@@ -162,7 +165,14 @@ def start(
         rest = Rest(*prompts.left_aligned(rows, CHUNK), None)
     if rest is not None and isinstance(strategy, Contrastive):
         raise ValueError(f"contrastive search looks back at whole prompts: give no past, and at most {CHUNK} tokens")
-    return prefill(model, None if source is None else prompts.right_aligned(source), request, plan, rest), request
+    given = None if source is None else prompts.right_aligned(source), request, plan, rest
+    return distributed.together(prefill, model, *given), request
+
+
+def _seed(params: Any) -> int:
+    """Drawn from the system; where the parameters are spread over several processes, in the first of them."""
+    drawn = functools.partial(secrets.randbits, 31)
+    return distributed.from_first(drawn) if distributed.is_spread(params) else drawn()
 
 
 def forced(card: Card, given: Sequence[Processor]) -> list[Processor]:

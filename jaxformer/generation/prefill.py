@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array, lax
 
 from jaxformer.generation.request import Request
+from jaxformer.nn.axes import constrain
 from jaxformer.nn.cache import Cache
 from jaxformer.nn.model import Model
 
@@ -84,7 +86,7 @@ def read(
     logits_BV = model.apply(variables, hidden[:, -1], method="unembed")
     logits_RV = jnp.repeat(logits_BV, plan.copies, axis=0, total_repeat_length=len(logits_BV) * plan.copies)
     cache = cache.grown(cache.slots + plan.room, plan.written).repeated(plan.copies)
-    return Prefilled(cache, logits_RV, hidden, source, plan)
+    return Prefilled(_placed(cache), logits_RV, hidden, source, plan)
 
 
 def in_chunks(model: Model, variables: dict[str, Any], rest: Rest, rings: bool = True) -> tuple[Cache, Array]:
@@ -117,6 +119,16 @@ def in_chunks(model: Model, variables: dict[str, Any], rest: Rest, rings: bool =
     (cache, last_BD), _ = lax.scan(one, (cache, last_BD), (*chunks, starts))
     ends_B = cache.end - width + length_B
     return cache.rolled(cache.slots - ends_B, cache.slots), last_BD
+
+
+def _placed(cache: Cache) -> Cache:
+    """The cache with its rows and key heads split over the mesh in force; the compiler alone would copy it whole."""
+
+    def place(leaf: Array) -> Array:
+        names = "batch", "kv_heads", "keys", "head_dim"
+        return constrain(leaf, (*["width"] * (leaf.ndim - 4), *names)) if leaf.ndim > 3 else leaf
+
+    return jax.tree.map(place, cache)
 
 
 def _listed(variables: dict[str, Any]) -> bool:

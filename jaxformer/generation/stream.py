@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from jax import Array
 
+from jaxformer import distributed
 from jaxformer.generation import decode, draw, prompts
 from jaxformer.generation.past import Past
 from jaxformer.generation.request import Request
@@ -45,10 +46,12 @@ def stream_tokens(
 def _columns(model: Model, state: draw.State, request: Request, max_new_tokens: int) -> Iterator[np.ndarray]:
     given, chunk = 0, 1
     while True:
-        filled = int(np.asarray(state.lengths).max())  # the last step may have found no token for any row
-        columns, ended = np.asarray(state.tokens)[:, given:filled], bool(np.asarray(state.done).all())
+        lengths, tokens, done = map(distributed.read, (state.lengths, state.tokens, state.done))
+        filled = int(lengths.max())  # the last step may have found no token for any row
+        columns, ended = tokens[:, given:filled], bool(done.all())
         yield from columns.T.copy()
         if ended or filled == max_new_tokens:
             return
-        state = decode.steps(model, state, request, np.int32(min(filled + chunk, max_new_tokens)))
+        limit = np.int32(min(filled + chunk, max_new_tokens))
+        state = distributed.together(decode.steps, model, state, request, limit)
         given, chunk = filled, min(2 * chunk, LONGEST)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxformer import sharding
 from jaxformer.config import (
     AttentionConfig,
     BlockConfig,
@@ -21,6 +22,7 @@ from jaxformer.config import (
 )
 from jaxformer.generation import Greedy, Sample, decode, generate, layout, prompts, stream_tokens
 from jaxformer.nn.model import Model
+from jaxformer.sharding import MeshConfig
 
 VOCAB, WIDTH, LAYERS, NEW = 61, 16, 2, 12
 PROMPTS = [[5, 9, 2, 33], [7], [60, 1, 1, 8, 20, 14, 3]]
@@ -248,6 +250,19 @@ def test_sharded_parameters_give_the_same_tokens(one):
     sharded = jax.tree.map(spread, params)
     expected = generate(model, params, PROMPTS, NEW, eos=())
     np.testing.assert_array_equal(generate(model, sharded, PROMPTS, NEW, eos=()).tokens, expected.tokens)
+
+
+def test_what_is_remembered_lies_split_over_the_devices_of_rows_and_heads(one):
+    """From the prompt on: where all rows lie on each device, they soon need more memory than the parameters."""
+    model, params = one
+    mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
+    spread = jax.device_put(params, sharding.shardings(mesh, params))
+    with jax.set_mesh(mesh):
+        arguments = None, Greedy(), (), None, None, 2, FIRST, None
+        first, request = decode.start(model, spread, [*PROMPTS, [1]], NEW, *arguments)
+        last = decode.steps(model, jax.tree.map(jnp.copy, first), request, np.int32(NEW))
+    for leaf in jax.tree.leaves((first.cache.layers, last.cache.layers)):
+        assert {shard.data.size * 8 for shard in leaf.addressable_shards} == {leaf.size}
 
 
 def test_views_of_layers_share_the_memory_of_the_stack(one):
