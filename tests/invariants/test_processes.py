@@ -181,12 +181,22 @@ def test_another_number_of_processes_goes_on_with_the_same_batches(whole, tmp_pa
     after = one | {key: held for part in parts for key, held in part.items()}
     assert after == {key: held for key, held in made.items() if key[0] >= 6}
 
-    ours, theirs = read_metrics(run), read_metrics(whole.run)
+    assert_logged_alike(run, whole.run)
+
+
+def assert_logged_alike(run, other):
+    ours, theirs = read_metrics(run), read_metrics(other)
     assert [line["step"] for line in ours] == [line["step"] for line in theirs]
     for a, b in zip(ours, theirs, strict=True):
         assert a["values"].keys() == b["values"].keys()
         for name in a["values"]:
             np.testing.assert_allclose(a["values"][name], b["values"][name], rtol=1e-5, err_msg=f"{a['step']} {name}")
+
+
+def test_keys_go_round_from_process_to_process_where_rows_are_split_over_them(whole, tmp_path):
+    split = job(tmp_path, 2, "--mesh.data", "1", "--mesh.sequence", "4")
+    split.finish()
+    assert_logged_alike(split.run, whole.run)
 
 
 def test_what_fails_in_one_process_ends_all_with_the_reason(whole, tmp_path):
