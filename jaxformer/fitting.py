@@ -36,6 +36,7 @@ from jaxformer.train.loop import NotFiniteError, Rhythm, Values, run
 from jaxformer.train.metrics import MetricsLog, shares
 from jaxformer.train.profiling import Profiler
 from jaxformer.train.progress import TrainingProgress
+from jaxformer.train.retention import LOWEST_LOSS
 from jaxformer.train.run_folder import RunFolder
 from jaxformer.train.state import ROLLOUT, TrainState, stream_key
 from jaxformer.train.step import Step
@@ -166,7 +167,7 @@ class Fitter:
     def run(self) -> Run:
         """Restore or begin, take the steps that are left, and finish."""
         e = self.experiment
-        self.checkpoints = Checkpoints(self.folder / "checkpoints", e.keep, e.keep_every, ("loss", "min"))
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", e.keep, e.keep_every, LOWEST_LOSS)
         self.profiler = Profiler(self.folder / "profile", e.profile, self.watch, self.say.notice)
         with self.checkpoints, MetricsLog(self.folder) as self.log, self.profiler, distributed.all_alive():
             state = self._begun()

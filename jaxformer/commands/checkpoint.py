@@ -19,14 +19,12 @@ from rich.table import Table
 
 from jaxformer.train import checksums
 from jaxformer.train.checksums import DamagedError
-from jaxformer.train.retention import DAMAGED, DISCARDED, Best, Retention, metrics_of, move, steps_in
+from jaxformer.train.retention import DAMAGED, DISCARDED, LOWEST_LOSS, Retention, metrics_of, move, steps_in
 from jaxformer.train.run_folder import RunFolder
 
 PATIENCE = 2.0
 """Seconds before a bar is shown."""
 AGES = (("days", 86400), ("hours", 3600), ("minutes", 60), ("seconds", 1))
-BEST: Best = ("loss", "min")
-"""What a run keeps the best checkpoint by."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +124,7 @@ def prune(folder: Path, rule: Prune, console: Console) -> None:
     is_of_run = folder.name == "checkpoints"
     with RunFolder(folder.parent) if is_of_run and not rule.dry_run else contextlib.nullcontext():
         steps = steps_in(folder)
-        kept = Retention(folder, rule.keep, rule.every, BEST).kept(steps, {})
+        kept = Retention(folder, rule.keep, rule.every, LOWEST_LOSS).kept(steps, {})
         newest_kept_first = sorted(steps, key=lambda step: (step in kept, step), reverse=True)
         damaged: dict[Path, list[str]] = {}
         for good in newest_kept_first:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 Best = tuple[str, Literal["min", "max"]]
+LOWEST_LOSS: Best = "loss", "min"
+"""What a run keeps its best checkpoint by."""
 DAMAGED, DISCARDED = "damaged", "discarded"
 """Folders beside the steps: what was set aside, and what is on its way to be deleted."""
 
