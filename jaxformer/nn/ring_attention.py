@@ -131,9 +131,9 @@ def _returned(ring: Ring, x: Array) -> Array:
     """The inverse of `_dealt`."""
     if not ring.balanced:
         return x[0]
-    halves = _sorted(ring, x[0], x[1])
-    back = ([(to, of) for of, to in _deal(ring, i)] for i in range(2))
-    return jnp.concatenate([lax.ppermute(*each) for each in zip(halves, [ring.axis] * 2, back, strict=True)], axis=1)
+    back = [[(to, of) for of, to in _deal(ring, i)] for i in range(2)]
+    halves = [lax.ppermute(half, ring.axis, back[i]) for i, half in enumerate(_sorted(ring, x[0], x[1]))]
+    return jnp.concatenate(halves, axis=1)
 
 
 def _deal(ring: Ring, half: int) -> list[tuple[int, int]]:
