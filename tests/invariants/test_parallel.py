@@ -363,6 +363,16 @@ LAYOUTS = [
 ]
 
 
+@pytest.fixture
+def compiled_anew():
+    """Without the cache on disk: what comes from there was not compiled, and nobody said anything."""
+    kept = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    yield
+    jax.config.update("jax_enable_compilation_cache", kept)
+
+
+@pytest.mark.usefixtures("compiled_anew")
 @pytest.mark.parametrize(("name", "mesh"), LAYOUTS, ids=lambda part: part if isinstance(part, str) else titled(part))
 def test_the_compiler_finds_its_way_between_layouts(name, mesh, capfd):
     model, mesh = model_of(name), mesh_of(mesh)
@@ -378,6 +388,7 @@ def test_the_compiler_finds_its_way_between_layouts(name, mesh, capfd):
     assert GIVES_UP not in capfd.readouterr().err
 
 
+@pytest.mark.usefixtures("compiled_anew")
 def test_the_compiler_says_where_it_finds_none(capfd):
     mesh = mesh_of({"data": 2, "fsdp": 4})
     apart = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((("data", "fsdp"),), (None, None, "fsdp")))

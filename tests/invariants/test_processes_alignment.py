@@ -129,7 +129,8 @@ def test_two_processes_learn_and_predict_as_one(both, task):
 
 def test_a_replay_in_two_processes_says_what_one_says_and_process_0_alone_says_it(both):
     ((alone,), _), ((first, second), _) = both
-    assert [line for line in second.splitlines() if "[Gloo]" not in line] == []
+    # Gloo's threads write what they say of connections, and the end of that line, one after the other.
+    assert [line for line in second.splitlines() if line and "[Gloo]" not in line] == []
     said, expected = replayed(first), replayed(alone)
     assert [word for word in said if not is_number(word)] == [word for word in expected if not is_number(word)]
     here, there = ([float(word) for word in words if is_number(word)] for words in (said, expected))
